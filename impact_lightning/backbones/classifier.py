@@ -1,0 +1,290 @@
+"""The classifier: train or fine-tune a vision transformer, and measure how often it is right."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.data import Mixup
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from impact_lightning.backbones.backbone import Backbone, fingerprint
+from impact_lightning.metrics import ExactMean, TopKAccuracy, wilson
+from impact_lightning.ranks import all_sum
+from impact_lightning.results import Interval, Null, Record
+from impact_lightning.types import ImageBatch, UserError
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mix pairs of training images and their labels (timm's mixup and cutmix, one draw a batch).
+
+    Args:
+        mixup: Alpha of mixup; 0 is off.
+        cutmix: Alpha of cutmix; 0 is off.
+        probability: Share of the batches that are mixed.
+    """
+
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    probability: float = 1.0
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
+    """Return the factor of the learning rate: linear from 0 to 1, then half a cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class LitClassifier(LightningModule):
+    """Train a timm vision transformer to classify; measure top-1 and top-5 with their nulls.
+
+    Args:
+        backbone: The model to build.
+        n_classes: Number of classes; taken from the data.
+        lr: Peak learning rate of AdamW.
+        weight_decay: On matrices only: biases, norms, position embeddings and class tokens are left alone.
+        betas: Decay rates of AdamW's two moments.
+        warmup_steps: Steps of linear warm-up before the cosine.
+        lr_floor: Share of the peak learning rate that is left at the end.
+        label_smoothing: Share of the target spread over all classes.
+        mixing: Mixup and cutmix; none by default.
+        ema_decay: Decay of an average of the weights, which is then the model that is evaluated; none by default.
+        train_only: Names of parameters to train, by prefix, such as `head`; all by default. The others are frozen
+            and left out of checkpoints, so they must come from `backbone.pretrained` or `backbone.weights`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        n_classes: int,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 0,
+        lr_floor: float = 0.0,
+        label_smoothing: float = 0.0,
+        mixing: Mixing | None = None,
+        ema_decay: float | None = None,
+        train_only: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters({"n_classes": n_classes, "backbone": asdict(backbone)})
+        self.backbone_config = backbone
+        self.n_classes = n_classes
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup_steps = warmup_steps
+        self.lr_floor = lr_floor
+        self.label_smoothing = label_smoothing
+        self.model = replace(backbone, num_classes=n_classes).build()
+        self.mixup = mixing and Mixup(
+            mixing.mixup,
+            mixing.cutmix,
+            prob=mixing.probability,
+            label_smoothing=label_smoothing,
+            num_classes=n_classes,
+        )
+        self._freeze(train_only)
+        self.ema = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+            if ema_decay is not None
+            else None
+        )
+        self.records: list[Record] = []
+        self.val_scores = _Scores(n_classes)
+        self.test_scores = _Scores(n_classes)
+
+    def _freeze(self, train_only: list[str] | None) -> None:
+        if train_only is None:
+            return
+        if not (self.backbone_config.pretrained or self.backbone_config.weights):
+            raise UserError("model.train_only freezes random weights: set backbone.pretrained or backbone.weights")
+        trained = 0
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(tuple(train_only)))
+            trained += parameter.requires_grad
+        if not trained:
+            known = sorted({name.split(".")[0] for name, _ in self.model.named_parameters()})
+            raise UserError(f"model.train_only {train_only} matches no parameter; they begin with: {', '.join(known)}")
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW with decay on matrices only, and warm-up + cosine by the step."""
+        groups = param_groups_weight_decay(
+            self.model, self.weight_decay, no_weight_decay_list=self.model.no_weight_decay()
+        )
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
+        total = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            return warmup_cosine(step, warmup=self.warmup_steps, total=total, floor=self.lr_floor)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """Return the mean cross-entropy of this rank's images."""
+        images, targets = batch.images, batch.labels
+        if len(images) == 0:  # every image of the batch was damaged and left out
+            return self.model(images.new_zeros(1, *images.shape[1:])).sum() * 0.0
+        smoothing = self.label_smoothing
+        if self.mixup is not None:
+            if len(images) % 2:
+                raise UserError(f"mixing pairs images: the batch of {len(images)} on a rank must be even")
+            images, targets = self.mixup(images, targets)
+            smoothing = 0.0  # already in the mixed targets
+        logits = self.model(images)
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the mean over ranks costs a collective
+            both = all_sum(torch.stack([loss.detach() * len(images), loss.new_tensor(len(images))]))
+            self.log("train/loss", both[0] / both[1], prog_bar=True, rank_zero_only=True)
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
+        if not torch.isfinite(loss):
+            raise UserError(f"the training loss is {loss.item()} at step {self.global_step}: lower model.lr")
+        return loss
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the average follow: this is called once after every optimiser step."""
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    # ---------------------------------------------------------------------------------------------- evaluation
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """Return the model that is measured: the average of the weights where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits `(B, C)` of normalised images `(B, 3, h, w)`."""
+        logits: Tensor = self.evaluated(images)
+        return logits
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count one batch."""
+        if len(batch.images):
+            self.val_scores.update(self(batch.images), batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores over all ranks."""
+        scores = self.val_scores.compute()
+        self.log_dict({f"val/{name}": score["value"] for name, score in scores.items()}, prog_bar=True)
+
+    def on_test_start(self) -> None:
+        """Forget the records of a former test."""
+        self.records = []
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count one batch."""
+        if len(batch.images):
+            self.test_scores.update(self(batch.images), batch.labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Turn the scores over all ranks into records."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        weights = fingerprint(self.evaluated)
+        for name, score in self.test_scores.compute().items():
+            self.log(f"test/{name}", score["value"])
+            self.records.append(
+                Record(
+                    measure=name,
+                    version=1,
+                    value=score["value"],
+                    n=int(score["n"]),
+                    seed=data.seed,
+                    protocol={**data.protocol(), "precision": str(self.trainer.precision), "ema": self.ema is not None},
+                    weights=weights,
+                    data=data.fingerprint("test"),
+                    null=Null(score["null"], "labels permuted, exact expectation") if "null" in score else None,
+                    interval=Interval(score["low"], score["high"], "Wilson" if "null" in score else "normal"),
+                    notes=data.notes("test"),
+                )
+            )
+
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the position of every image, its label, and the probability of every class."""
+        return {"index": batch.index, "label": batch.labels, "probability": self(batch.images).float().softmax(1)}
+
+    # --------------------------------------------------------------------------------------------- checkpoints
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the state without frozen parameters: they come from where they came from."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if name not in self._frozen}
+
+    @property
+    def strict_loading(self) -> bool:
+        """Tell Lightning that keys may be missing; `on_load_checkpoint` checks which."""
+        return not self._frozen
+
+    @property
+    def _frozen(self) -> set[str]:
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        return {prefix + name for name in frozen for prefix in ("model.", "ema.module.")}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which frozen weights the trained ones belong to."""
+        checkpoint["frozen"] = self._frozen_fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that do not fit this model, by name."""
+        saved, own = checkpoint["state_dict"], self.state_dict()
+        wrong = sorted(saved.keys() ^ own.keys()) or sorted(
+            f"{name} {tuple(saved[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if saved[name].shape != own[name].shape
+        )
+        if wrong:
+            raise UserError(
+                f"the checkpoint does not fit model {self.backbone_config.name}: "
+                f"{', '.join(wrong[:5])}{' and more' if len(wrong) > 5 else ''}"
+            )
+        if checkpoint.get("frozen") != self._frozen_fingerprint():
+            raise UserError("the checkpoint was trained on other frozen weights than backbone.weights gives now")
+
+    def _frozen_fingerprint(self) -> str | None:
+        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
+        return fingerprint(frozen) if frozen else None
+
+
+class _Scores(nn.Module):
+    """Loss and top-k accuracies of one split."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        ks = (1, 5) if n_classes > 5 else (1,)
+        self.top = nn.ModuleDict({f"top{k}": TopKAccuracy(n_classes, k) for k in ks})
+        self.loss = ExactMean()
+        self.squared_loss = ExactMean()
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add the logits `(B, C)` and labels `(B,)` of one batch."""
+        losses = F.cross_entropy(logits.float(), labels, reduction="none").double()  # (B,)
+        self.loss.update(losses)
+        self.squared_loss.update(losses**2)
+        for metric in self.top.values():
+            metric.update(logits, labels)
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """Return value, number of samples and 95 % interval of every score over all ranks, and start anew."""
+        scores = {name: {key: float(x) for key, x in metric.compute().items()} for name, metric in self.top.items()}
+        for score in scores.values():
+            score["low"], score["high"] = wilson(score["value"] * score["n"], int(score["n"]))
+        n = scores["top1"]["n"]
+        loss, squared = float(self.loss.compute()), float(self.squared_loss.compute())
+        half = 1.96 * math.sqrt(max(0.0, squared - loss**2) / n) if n else math.nan
+        scores["loss"] = {"value": loss, "n": n, "low": loss - half, "high": loss + half}
+        for metric in (self.loss, self.squared_loss, *self.top.values()):
+            metric.reset()
+        return scores

@@ -1,0 +1,169 @@
+"""The command line; the only file that knows LightningCLI."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import yaml
+from lightning.fabric.utilities.distributed import rank_zero_only
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
+
+from impact_lightning.backbones.classifier import LitClassifier as LitClassifier  # imported: short names work
+from impact_lightning.data.images import ImageData as ImageData
+from impact_lightning.data.rooms import Rooms as Rooms
+from impact_lightning.data.scenes import SceneData as SceneData
+from impact_lightning.data.sprites import Sprites as Sprites
+from impact_lightning.files import atomic_write
+from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
+from impact_lightning.training.predictions import PredictionWriter
+from impact_lightning.training.progress import Progress
+from impact_lightning.training.results_writer import ResultsWriter
+from impact_lightning.training.step_seed import StepSeed
+from impact_lightning.training.throughput import Throughput
+from impact_lightning.types import UserError
+
+DESCRIPTION = "Did sparsity make this vision transformer easier to understand?"
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write the resolved configuration into the run folder, one file a verb, and into the W&B run."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write `fit.yaml`, `test.yaml`, ...; called on rank 0 only."""
+        if trainer.fast_dev_run:
+            return
+        text = self.parser.dump(self.config, skip_unset=False)
+        with atomic_write(Path(trainer.default_root_dir) / f"{TrainerFn(stage).value}.yaml") as file:
+            file.write(text.encode())
+        for logger in trainer.loggers:
+            if type(logger).__name__ == "WandbLogger":
+                logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
+
+
+def checkpoint_dir(run: str) -> str:  # module level: links are pickled when ranks are spawned
+    """Return the folder of a run's checkpoints."""
+    return f"{run}/checkpoints"
+
+
+class Parser(LightningArgumentParser):
+    """Ends a mistake of the user in one message."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]  # narrower upstream
+        """Print the message without the usage, which is pages long, and end with exit code 2."""
+        raise UserError(message) from ex
+
+
+class CLI(LightningCLI):
+    """Lightning's verbs, with our run folder, checkpoints, results and progress."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder and everything that lives in it."""
+        parser.add_argument("--run", type=str, default="runs/dev", help="folder of this run: everything it writes")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(StepSeed, "step_seed")
+        parser.link_arguments("run", "trainer.default_root_dir")
+        parser.link_arguments("run", "checkpoint.dirpath", compute_fn=checkpoint_dir)
+        parser.link_arguments("data.n_classes", "model.init_args.n_classes", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Let the configuration decide: Lightning would let the checkpoint's overrule the command line silently."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with our way of writing checkpoints, and CSV files unless a logger is configured."""
+        run = self._get(self.config, "run")
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True):
+            config["logger"] = CSVLogger(run, name="logs")
+        plugins = config.get("plugins") or []
+        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """Tie a W&B run to the run folder: a restart continues its curves."""
+        logger = self._get(self.config, "trainer").get("logger")
+        if getattr(logger, "class_path", "").endswith("WandbLogger"):
+            run = Path(self._get(self.config, "run"))
+            defaults = {"save_dir": str(run), "name": run.name, "id": str(run).strip("/").replace("/", "-")}
+            for name, value in defaults.items():
+                if logger.init_args.get(name) in (None, "."):
+                    logger.init_args[name] = value
+            run.mkdir(parents=True, exist_ok=True)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Resolve `last` and `best` to the files of this run."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["ckpt_path"] = self._checkpoint(subcommand, kwargs.get("ckpt_path"))
+        return kwargs
+
+    def _checkpoint(self, verb: str, wanted: Any) -> str | None:
+        folder = Path(checkpoint_dir(self._get(self.config, "run")))
+        if wanted is None:
+            if verb == "fit" and (folder / "last.ckpt").exists() and not self.trainer.fast_dev_run:
+                raise UserError(
+                    f"{folder.parent} already holds a run: add `--ckpt_path last` to continue it, "
+                    "or choose another folder with `--run`"
+                )
+            return None
+        path = folder / f"{wanted}.ckpt" if wanted in ("last", "best") else Path(wanted)
+        if path.is_file():
+            return str(path)
+        if verb == "fit" and wanted == "last":
+            return None  # the first start of a run that is always started with `--ckpt_path last`
+        raise UserError(f"--ckpt_path {wanted}: there is no file {path}")
+
+    def before_fit(self) -> None:
+        """Remember when the run began."""
+        self._began = monotonic()
+
+    def after_fit(self) -> None:
+        """Say where things are."""
+        self._say_where(f"{self._get(self.config, 'run')}/checkpoints/last.ckpt")
+
+    @rank_zero_only
+    def _say_where(self, checkpoint: str) -> None:
+        if self.trainer.fast_dev_run:
+            return
+        metrics = self.trainer.callback_metrics
+        shown = ", ".join(f"{name} {float(value):.4f}" for name, value in sorted(metrics.items()) if "val/" in name)
+        speed = next(c for c in self.trainer.callbacks if isinstance(c, Throughput))
+        took = timedelta(seconds=round(monotonic() - self._began))
+        print(
+            f"\nfitted {self.trainer.global_step:,} steps in {took}"
+            + (f" at {speed.images_per_second * self.trainer.world_size:,.0f} images/s" if speed.images else "")
+            + (f", {speed.data_wait:.1%} waiting for data" if speed.images else "")
+            + (f": {shown}" if shown else "")
+            + f"\n  checkpoint  {checkpoint}\n  logs        {self._where_logs()}"
+            + f"\n  config      {self._get(self.config, 'run')}/fit.yaml"
+        )
+
+    def _where_logs(self) -> str:
+        logger = self.trainer.logger
+        return str(getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or "none")
+
+
+def main(args: ArgsType = None) -> None:
+    """Run a verb; tests and notebooks call `main(["fit", ...])`."""
+    try:
+        CLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"description": DESCRIPTION},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+            trainer_defaults={"callbacks": [Progress(), ResultsWriter(), PredictionWriter()]},
+            args=args,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,39 @@
+"""Writing files so that a kill at any moment leaves the old one or the new one, never a half."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; it takes its name when the block ends well, and vanishes when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let `target` name the same bytes as `source`, atomically; a hard link costs nothing and cannot dangle."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, target)
+        with suppress(FileNotFoundError):  # rename of two names of the same file does nothing
+            temporary.unlink()
+    except OSError:  # a file system without hard links
+        with source.open("rb") as old, atomic_write(target) as new:
+            while chunk := old.read(1 << 24):
+                new.write(chunk)

@@ -1,0 +1,30 @@
+"""Ranks of a process group: the same code runs with and without one."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks; `(0, 1)` without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Return the sum of `x` over all ranks; `x` itself in a single process."""
+    if rank_and_world()[1] == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x)
+    return x
+
+
+def all_union(names: set[str]) -> set[str]:
+    """Return the union of a set of names over all ranks."""
+    _, world = rank_and_world()
+    if world == 1:
+        return names
+    parts: list[set[str]] = [set() for _ in range(world)]
+    dist.all_gather_object(parts, names)
+    return set().union(*parts)

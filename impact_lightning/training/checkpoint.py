@@ -1,0 +1,160 @@
+"""Checkpoints under two fixed names, `last.ckpt` and `best.ckpt`, that a kill at any moment leaves whole."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+
+from impact_lightning.files import atomic_write, link_or_copy
+from impact_lightning.types import UserError
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Write beside the target, flush to the disk, rename.
+
+    Lightning's own writer goes through the temporary folder, which need not be on the same disk: its last step is
+    then a copy that a kill can cut short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint."""
+        try:
+            with atomic_write(Path(path)) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch wraps a failed write into a RuntimeError
+            raise UserError(f"{path} could not be written ({error}); the former checkpoint is intact") from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; nothing but plain data is unpickled."""
+        return read_checkpoint(Path(path), map_location)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Return the content of a checkpoint file, or say what is wrong with it."""
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise UserError(f"{path} is damaged or is no checkpoint ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"{path} is no checkpoint: it has no `state_dict`")
+    return content
+
+
+class Checkpoint(CheckpointCallback):
+    """Keep `last.ckpt`, from which a run continues, and `best.ckpt` by a validation metric.
+
+    `last.ckpt` is written after every validation, at the end, and in between by time or steps. `best.ckpt` is a hard
+    link to the same bytes. Lightning's ModelCheckpoint deletes the old file before it moves the `last` link, and
+    numbers its files anew when a run is repeated; a kill in between loses the run.
+
+    Args:
+        dirpath: Folder of the two files.
+        monitor: Validation metric that decides which checkpoint is the best; none keeps only `last.ckpt`.
+        mode: Whether the metric is to be maximal or minimal.
+        every_n_steps: Write after so many optimiser steps as well.
+        every_n_minutes: Write after so many minutes as well.
+    """
+
+    def __init__(
+        self,
+        dirpath: Path,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        every_n_steps: int | None = None,
+        every_n_minutes: float = 10.0,
+    ) -> None:
+        self.dirpath = Path(dirpath)
+        self.monitor = monitor
+        self.mode = mode
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self.best_score: float | None = None
+        self._saved_step = -1
+        self._saved_time = time.monotonic()
+
+    @property
+    def last(self) -> Path:
+        """Return the path of the checkpoint to continue from."""
+        return self.dirpath / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """Return the path of the best checkpoint."""
+        return self.dirpath / "best.ckpt"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._saved_step = trainer.global_step
+        self._saved_time = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when a step was made and it is time; the end of an epoch is left to the validation that follows."""
+        if trainer.global_step == self._saved_step or batch_idx + 1 >= trainer.num_training_batches:
+            return
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:  # gradients under way are not part of a checkpoint
+            return
+        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+        elif trainer.global_step % 8 == 0:  # the clock of rank 0 decides for all, so ask it seldom
+            minutes = (time.monotonic() - self._saved_time) / 60
+            if trainer.strategy.broadcast(minutes >= self.every_n_minutes):
+                self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and let `best.ckpt` follow when the metric improved."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        improved = self._improved(trainer)
+        self._save(trainer)
+        if improved and trainer.is_global_zero and not trainer.fast_dev_run:
+            link_or_copy(self.last, self.best)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was trained since."""
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+
+    def _improved(self, trainer: Trainer) -> bool:
+        if self.monitor is None:
+            return False
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise UserError(f"checkpoint.monitor: no metric {self.monitor!r} was logged; there are: {known}")
+        score = float(trainer.callback_metrics[self.monitor])
+        better = self.best_score is None or (
+            score > self.best_score if self.mode == "max" else score < self.best_score
+        )
+        if better and not math.isnan(score):
+            self.best_score = score
+            return True
+        return False
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:
+            return
+        self._saved_step = trainer.global_step
+        self._saved_time = time.monotonic()
+        trainer.save_checkpoint(self.last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive a restart."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue to compare with the best so far."""
+        self.best_score = state_dict["best_score"]

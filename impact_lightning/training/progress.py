@@ -1,0 +1,80 @@
+"""The progress bar: images per second, and the time that is left of the whole run."""
+
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    """Images per second of this bar, over all ranks."""
+
+    def __init__(self, bar: "Progress") -> None:
+        super().__init__()
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        batches = task.finished_speed or task.speed or 0.0
+        return Text(f"{batches * self.bar.images_per_batch(task.description):,.0f} images/s")
+
+
+class _TimeLeft(ProgressColumn):
+    """The time that is left: of the whole fit while training, else of this pass."""
+
+    max_refresh = 1.0
+
+    def __init__(self, bar: "Progress") -> None:
+        super().__init__()
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        left = self.bar.batches_left(task)
+        if not task.speed or left is None:
+            return Text("–:––:–– left")
+        return Text(f"{timedelta(seconds=round(left / task.speed))} left")
+
+
+class Progress(RichProgressBar):
+    """One line a pass: epoch, bar, images/s, time left, loss."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """Return the columns of a line."""
+        return [
+            TextColumn("[progress.description]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            _Rate(self),
+            _TimeLeft(self),
+        ]
+
+    def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, int | str | float | dict[str, float]]:
+        """Return what is shown at the end of the line, without the version number that says nothing."""
+        metrics = super().get_metrics(*args, **kwargs)
+        metrics.pop("v_num", None)
+        return metrics
+
+    def images_per_batch(self, description: str) -> int:
+        """Return the images of one batch over all ranks."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if description.startswith("Epoch"):
+            return int(getattr(data, "batch_size", 1))
+        return int(getattr(data, "eval_batch_size", 1)) * int(self.trainer.world_size)
+
+    def batches_left(self, task: Task) -> float | None:
+        """Return the batches until the end of the fit, or of the pass."""
+        if task.total is None:
+            return None
+        left = task.total - task.completed
+        if task.description.startswith("Epoch"):
+            trainer = self.trainer
+            if trainer.max_epochs is not None and trainer.max_epochs > 0:
+                return left + (trainer.max_epochs - trainer.current_epoch - 1) * task.total
+            if trainer.max_steps > 0:
+                return float(trainer.max_steps - trainer.global_step)
+        return left

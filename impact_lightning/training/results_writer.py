@@ -1,0 +1,64 @@
+"""The end of a test: its records go to `results.json`, to the logger, and to a table in the terminal."""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from impact_lightning.results import Record, write_results
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A module that has measured something."""
+
+    records: list[Record]
+
+
+class ResultsWriter(Callback):
+    """Write what a test measured."""
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, track and show the records of the module."""
+        if not trainer.is_global_zero or not isinstance(pl_module, Measured) or trainer.fast_dev_run:
+            return
+        path = Path(trainer.default_root_dir) / "results.json"
+        write_results(path, pl_module.records)
+        for logger in trainer.loggers:
+            if type(logger).__name__ == "WandbLogger":  # not imported: wandb need not be installed
+                _track(logger.experiment, pl_module.records)
+        Console().print(records_table(pl_module.records))
+
+
+def records_table(records: list[Record]) -> Table:
+    """Return a table of records: value, interval, null, and the samples behind them."""
+    table = Table(title="results", title_justify="left")
+    for name, justify in (("measure", "left"), ("value", "right"), ("95 % interval", "right"), ("null", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich names a literal type
+    table.add_column("samples", justify="right")
+    table.add_column("notes")
+    for record in records:
+        name = f"{record.measure} {record.of}".strip()
+        interval = f"{record.interval.low:.4f} – {record.interval.high:.4f}" if record.interval else "–"
+        null = f"{record.null.value:.4f}" if record.null else "–"
+        table.add_row(name, f"{record.value:.4f}", interval, null, f"{record.n:,}", "; ".join(record.notes))
+    return table
+
+
+def _track(run: Any, records: list[Record]) -> None:
+    """Log the records as one table of a W&B run."""
+    import wandb
+
+    columns = ["measure", "of", "value", "low", "high", "null", "n", "seed", "weights", "data", "protocol"]
+    rows = [
+        [
+            *(record.measure, record.of, record.value),
+            *((record.interval.low, record.interval.high) if record.interval else (None, None)),
+            record.null.value if record.null else None,
+            *(record.n, record.seed, record.weights, record.data, str(record.protocol)),
+        ]
+        for record in records
+    ]
+    run.log({"results": wandb.Table(columns=columns, data=rows)})
