@@ -1,17 +1,19 @@
 """The command line; the only file that knows LightningCLI."""
 
+import logging
 import sys
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import yaml
-from lightning.fabric.utilities.distributed import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 
 from impact_lightning.backbones.classifier import LitClassifier as LitClassifier  # imported: short names work
 from impact_lightning.data.images import ImageData as ImageData
@@ -19,6 +21,7 @@ from impact_lightning.data.rooms import Rooms as Rooms
 from impact_lightning.data.scenes import SceneData as SceneData
 from impact_lightning.data.sprites import Sprites as Sprites
 from impact_lightning.files import atomic_write
+from impact_lightning.mistakes import explain, user_error_behind
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
 from impact_lightning.training.predictions import PredictionWriter
 from impact_lightning.training.progress import Progress
@@ -54,8 +57,8 @@ class Parser(LightningArgumentParser):
     """Ends a mistake of the user in one message."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]  # narrower upstream
-        """Print the message without the usage, which is pages long, and end with exit code 2."""
-        raise UserError(message) from ex
+        """Leave out the usage, which is pages long."""
+        raise UserError(message) from (user_error_behind(ex) or ex)
 
 
 class CLI(LightningCLI):
@@ -80,8 +83,9 @@ class CLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
             config["logger"] = CSVLogger(run, name="logs")
-        plugins = config.get("plugins") or []
-        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        if config.get("enable_progress_bar") is not False:
+            config["callbacks"] = [*_as_list(config.get("callbacks")), Progress()]
         return super().instantiate_trainer(**kwargs)
 
     def before_instantiate_classes(self) -> None:
@@ -98,6 +102,8 @@ class CLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Resolve `last` and `best` to the files of this run."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "test":
+            kwargs["verbose"] = False  # ResultsWriter shows the same numbers with their nulls and intervals
         kwargs["ckpt_path"] = self._checkpoint(subcommand, kwargs.get("ckpt_path"))
         return kwargs
 
@@ -117,9 +123,12 @@ class CLI(LightningCLI):
             return None  # the first start of a run that is always started with `--ckpt_path last`
         raise UserError(f"--ckpt_path {wanted}: there is no file {path}")
 
+    @rank_zero_only
     def before_fit(self) -> None:
-        """Remember when the run began."""
+        """Say what is trained, and remember when it began."""
         self._began = monotonic()
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        print(f"{type(self.model).__name__}: {trained:,} parameters are trained")
 
     def after_fit(self) -> None:
         """Say where things are."""
@@ -132,9 +141,10 @@ class CLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         shown = ", ".join(f"{name} {float(value):.4f}" for name, value in sorted(metrics.items()) if "val/" in name)
         speed = next(c for c in self.trainer.callbacks if isinstance(c, Throughput))
+        steps = self.trainer.global_step  # 0 where forked processes did the work
         took = timedelta(seconds=round(monotonic() - self._began))
         print(
-            f"\nfitted {self.trainer.global_step:,} steps in {took}"
+            f"\nfitted {f'{steps:,} steps ' if steps else ''}in {took}"
             + (f" at {speed.images_per_second * self.trainer.world_size:,.0f} images/s" if speed.images else "")
             + (f", {speed.data_wait:.1%} waiting for data" if speed.images else "")
             + (f": {shown}" if shown else "")
@@ -147,8 +157,24 @@ class CLI(LightningCLI):
         return str(getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or "none")
 
 
+def _as_list(value: Any) -> list[Any]:
+    """Return one, several or no values as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _quiet() -> None:
+    """Keep what dependencies say of themselves out of the terminal; what concerns the run's results still shows."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips, "GPU available"
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # lightning 2.6 on torch >= 2.13
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # a short run; the results show
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning|jsonargparse")
+
+
 def main(args: ArgsType = None) -> None:
     """Run a verb; tests and notebooks call `main(["fit", ...])`."""
+    words = [str(word) for word in (sys.argv[1:] if args is None else args)] if not isinstance(args, dict) else []
+    _quiet()
     try:
         CLI(
             LightningModule,
@@ -161,9 +187,15 @@ def main(args: ArgsType = None) -> None:
             parser_kwargs={"description": DESCRIPTION},
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-            trainer_defaults={"callbacks": [Progress(), ResultsWriter(), PredictionWriter()]},
+            trainer_defaults={
+                "callbacks": [ResultsWriter(), PredictionWriter()],
+                "enable_model_summary": False,
+            },
             args=args,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except ValueError as error:  # UserError is one; jsonargparse wraps those that a class raises into its own
+        mistake = user_error_behind(error)
+        if mistake is None:
+            raise
+        print(f"error: {explain(str(mistake), words)}", file=sys.stderr)
         sys.exit(2)

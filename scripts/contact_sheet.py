@@ -23,7 +23,7 @@ def draw(path: Path) -> None:
     }
     heights = [len(pixels) for pixels in sheets.values()]
     figure, axes = plt.subplots(len(sheets), figsize=(8, 6.6), height_ratios=heights, layout="constrained")
-    for axis, (title, pixels) in zip(axes, sheets.items()):
+    for axis, (title, pixels) in zip(axes, sheets.items(), strict=True):
         axis.imshow(pixels)
         axis.set_title(title, loc="left")
         axis.axis("off")

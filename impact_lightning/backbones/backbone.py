@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -15,7 +16,9 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .sites import check_supported
+from impact_lightning.types import UserError
+
+from .sites import check_supported, unwrap
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,11 @@ class Backbone:
     """A vision transformer that timm builds, and where its weights come from.
 
     Args:
-        name: Name of a timm model of the VisionTransformer family, such as `deit3_base_patch16_224`; with `pretrained` it may
-            carry a tag, such as `vit_base_patch16_224.augreg_in1k`.
+        name: Name of a timm model of the VisionTransformer family, such as `deit3_base_patch16_224`; with `pretrained`
+            it may carry a tag, such as `vit_base_patch16_224.augreg_in1k`.
         pretrained: Download the weights that timm has for this name.
-        weights: Local file to read the weights from: .safetensors, or .pth, .pt, .bin without code in it. Every key has to fit.
+        weights: Local file to read the weights from: .safetensors, or .pth, .pt, .bin without code in it. Every key has
+            to fit.
         model_args: Changes to the architecture, passed on to timm: `img_size`, `patch_size`, `embed_dim`, `depth`, ...
         num_classes: Number of classes of the head; by default what the name says.
     """
@@ -40,15 +44,15 @@ class Backbone:
     def build(self) -> VisionTransformer:
         """Return the model with its weights, in training mode as timm makes it."""
         self._check()
-        args = (
-            dict(self.model_args) if self.num_classes is None else {**self.model_args, "num_classes": self.num_classes}
-        )
+        args: dict[str, Any] = {**self.model_args}
+        if self.num_classes is not None:
+            args["num_classes"] = self.num_classes
         try:
             model = timm.create_model(self.name, pretrained=self.pretrained, **args)
         except OSError as error:
-            raise ValueError(f"the pretrained weights of {self.name} cannot be fetched: {error}") from error
+            raise UserError(f"the pretrained weights of {self.name} cannot be fetched: {error}") from error
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-            raise ValueError(f"timm cannot build {self.name} with {args or 'no model_args'}: {error}") from error
+            raise UserError(f"timm cannot build {self.name} with {args or 'no model_args'}: {error}") from error
         model = check_supported(model)
         if self.weights is not None:
             load_weights(model, self.weights)
@@ -56,16 +60,16 @@ class Backbone:
 
     def _check(self) -> None:
         if not timm.is_model(self.name):
-            raise ValueError(f"timm has no model {self.name!r}{_closest(self.name, timm.list_models())}")
+            raise UserError(f"timm has no model {self.name!r}{_closest(self.name, timm.list_models())}")
         if self.pretrained and self.weights is not None:
-            raise ValueError(
+            raise UserError(
                 f"pretrained and weights are both set: {self.name} can have its weights from one place only"
             )
         # other arguments of create_model would load files or change the model class
         known = inspect.signature(VisionTransformer).parameters.keys() - {"num_classes"}
         for key in self.model_args.keys() - known:
             hint = ": num_classes stands beside model_args" if key == "num_classes" else _closest(key, known)
-            raise ValueError(f"model_args has no key {key!r}{hint}")
+            raise UserError(f"model_args has no key {key!r}{hint}")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -83,16 +87,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
     }
     if any(misfits.values()):
         found = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in misfits.items() if keys)
-        raise ValueError(f"{path} does not fit the model ({found})")
+        raise UserError(f"{path} does not fit the model ({found})")
     model.load_state_dict(weights)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors, .pth, .pt or .bin file by name, without running code from it."""
     if not path.is_file():
-        raise FileNotFoundError(f"weights file {path} does not exist")
+        raise UserError(f"weights file {path} does not exist")
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
-        raise ValueError(f"weights file {path} is neither .safetensors nor .pth, .pt or .bin")
+        raise UserError(f"weights file {path} is neither .safetensors nor .pth, .pt or .bin")
     try:
         content = (
             load_file(path)
@@ -100,26 +104,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"weights file {path} is damaged, or holds more than tensors: {error}") from error
+        raise UserError(f"weights file {path} is damaged, or holds more than tensors: {error}") from error
     for key in ("model", "state_dict"):  # training scripts store the weights beside the optimiser
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(
+        raise UserError(
             f"weights file {path} holds no mapping of names to tensors, also not under `model` or `state_dict`"
         )
     return dict(content)
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
     """Return 16 hex digits that tell weights apart: the same on any device, different after any change.
 
-    SHA-256 over names, dtypes, shapes and bytes of the state dict, sorted by name.
+    SHA-256 over names, dtypes, shapes and bytes, sorted by name; of a model over its state dict, compiled or not.
     """
+    tensors = unwrap(weights).state_dict() if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # bytes, also of bfloat16
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # also bfloat16
     return digest.hexdigest()[:16]
 
 

@@ -94,11 +94,10 @@ class LitClassifier(LightningModule):
             num_classes=n_classes,
         )
         self._freeze(train_only)
-        self.ema = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
-            if ema_decay is not None
-            else None
-        )
+        self.ema: AveragedModel | None = None
+        if ema_decay is not None:
+            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+            self.ema.requires_grad_(False)  # or ranks would wait for its gradients
         self.records: list[Record] = []
         self.val_scores = _Scores(n_classes)
         self.test_scores = _Scores(n_classes)
@@ -154,8 +153,9 @@ class LitClassifier(LightningModule):
             raise UserError(f"the training loss is {loss.item()} at step {self.global_step}: lower model.lr")
         return loss
 
-    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the average follow: this is called once after every optimiser step."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Let the average follow every step, before any checkpoint can be written."""
+        super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
 
@@ -179,7 +179,8 @@ class LitClassifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all ranks."""
         scores = self.val_scores.compute()
-        self.log_dict({f"val/{name}": score["value"] for name, score in scores.items()}, prog_bar=True)
+        shown = {f"val/{name}": score["value"] for name, score in scores.items()}
+        self.log_dict(shown, prog_bar=True, sync_dist=True)  # equal on all ranks; without it Lightning warns
 
     def on_test_start(self) -> None:
         """Forget the records of a former test."""
@@ -195,7 +196,7 @@ class LitClassifier(LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         weights = fingerprint(self.evaluated)
         for name, score in self.test_scores.compute().items():
-            self.log(f"test/{name}", score["value"])
+            self.log(f"test/{name}", score["value"], sync_dist=True)
             self.records.append(
                 Record(
                     measure=name,

@@ -5,13 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
-from timm.layers import Attention, GluMlp, Mlp, SwiGLU
+from timm.layers.attention import Attention
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from impact_lightning.types import UserError
 
 BLOCK_SITES = (  # in the order in which a block computes them
     "resid_pre",  # (B, T, D) what the block reads
@@ -56,10 +59,8 @@ class Site:
             return cls(None, text)
         match = re.fullmatch(r"blocks\.(0|[1-9]\d*)\.(\w+)", text)
         if match is None or match[2] not in BLOCK_SITES:
-            known = ", ".join(BLOCK_SITES)
-            raise ValueError(
-                f"{text!r} is no site: known are blocks.<i>.<name> with <name> one of {known}; and {MODEL_SITES}"
-            )
+            names = [*(f"blocks.<i>.{name}" for name in BLOCK_SITES), *MODEL_SITES]
+            raise UserError(f"{text!r} is no site; known are {', '.join(names)}")
         return cls(int(match[1]), match[2])
 
     def __str__(self) -> str:
@@ -68,25 +69,36 @@ class Site:
 
 
 def check_supported(model: nn.Module) -> VisionTransformer:
-    """Return the vision transformer inside `model`, or refuse an architecture whose sites are not where we would read.
+    """Return the vision transformer inside `model`, or refuse an architecture whose sites would be read wrongly.
 
-    Wrappers of `torch.compile` and DistributedDataParallel are taken off. What counts is that model, blocks, attention and
-    MLP run the very forward that the sites were defined for; a subclass that computes something else is refused.
+    What counts is that model, blocks, attention and MLP run the very forward that the sites were defined for; a
+    subclass that computes something else is refused.
     """
-    while hasattr(model, "_orig_mod") or isinstance(model, DistributedDataParallel):
-        model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
-    _check_forward("the model", model, VisionTransformer, ("patch_embed", "blocks", "norm", "fc_norm", "head"))
-    for i, block in enumerate(model.blocks):
-        _check_block(f"blocks.{i}", block, model.embed_dim)
-    return model
+    transformer = unwrap(model)
+    _check_forward("the model", transformer, VisionTransformer, ("patch_embed", "blocks", "norm", "fc_norm", "head"))
+    assert isinstance(transformer, VisionTransformer)
+    for i, block in enumerate(transformer.blocks):
+        _check_block(f"blocks.{i}", block, transformer.embed_dim)
+    return transformer
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside the wrappers of `torch.compile` and DistributedDataParallel."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def site_names(model: nn.Module) -> list[str]:
     """Return the sites of `model` in the order of execution."""
-    model = check_supported(model)
-    blocks = [str(Site(i, name)) for i in range(len(model.blocks)) for name in BLOCK_SITES]
+    transformer = check_supported(model)
+    blocks = [str(Site(i, name)) for i in range(len(transformer.blocks)) for name in BLOCK_SITES]
     # a distilled model has two heads that read two tokens: no single place is "the input of the head"
-    two_heads = isinstance(model, VisionTransformerDistilled)
+    two_heads = isinstance(transformer, VisionTransformerDistilled)
     return blocks + [name for name in MODEL_SITES if not (two_heads and name == "pooled")]
 
 
@@ -97,46 +109,55 @@ def expand_sites(model: nn.Module, patterns: str | Iterable[str]) -> list[str]:
         model: The model that has the sites.
         patterns: Names or globs such as `blocks.*.mlp_neuron`; each has to match at least one site.
     """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     names = site_names(model)
-    matches = {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in patterns}
-    for pattern, matched in matches.items():
-        if not matched:
-            closest = ", ".join(get_close_matches(pattern, names, n=3, cutoff=0.0))
-            n_blocks = sum(name.endswith(".resid_pre") for name in names)
-            raise ValueError(f"no site {pattern!r} in this model of {n_blocks} blocks; the closest names are {closest}")
-    return [name for name in names if any(name in matched for matched in matches.values())]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    matched = {site for pattern in patterns for site in match_sites(pattern, names)}
+    return [name for name in names if name in matched]
+
+
+def match_sites(pattern: str, names: list[str]) -> list[str]:
+    """Return the names that a name or glob matches, at least one."""
+    matched = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
+    if not matched:
+        closest = ", ".join(get_close_matches(pattern, names, n=3, cutoff=0.0))
+        n_blocks = sum(name.endswith(".resid_pre") for name in names)
+        raise UserError(f"no site {pattern!r} in this model of {n_blocks} blocks; the closest names are {closest}")
+    return matched
 
 
 def site_width(model: nn.Module, site: str) -> int:
     """Return the number of channels of a site: the size of its last dimension."""
-    model = check_supported(model)
-    parsed = Site.parse(*expand_sites(model, site))
-    if parsed.name == "attn_probs":
-        raise ValueError(f"{site} has one number for each pair of tokens and no width")
-    if parsed.name == "logits":
-        return int(model.num_classes or model.embed_dim)  # without classes the head is the identity
-    if parsed.name in ("q", "k", "v", "head_out"):
-        return int(model.blocks[parsed.block].attn.proj.in_features)
-    if parsed.name == "mlp_neuron":
-        return int(model.blocks[parsed.block].mlp.fc2.in_features)
-    return int(model.embed_dim)
+    transformer = check_supported(model)
+    (known,) = expand_sites(transformer, site)
+    block, name = Site.parse(known).block, Site.parse(known).name
+    if name == "attn_probs":
+        raise UserError(f"{site} has one number for each pair of tokens and no width")
+    if name == "logits":
+        return transformer.num_classes or transformer.embed_dim  # without classes the head is the identity
+    if block is None:
+        return transformer.embed_dim
+    layer: Any = transformer.blocks[block]
+    widths = dict.fromkeys(("q", "k", "v", "head_out"), layer.attn.proj.in_features) | {
+        "mlp_neuron": layer.mlp.fc2.in_features
+    }
+    return int(widths.get(name, transformer.embed_dim))
 
 
 def hook_point(model: VisionTransformer, site: Site) -> tuple[nn.Module, Literal["input", "output"]]:
     """Return the module at which a site is read, and on which side of it.
 
-    q, k and v are the thirds of one output; attention probabilities are computed beside the fused kernel and replaced where
-    their product with v arrives.
+    q, k and v are the thirds of one output. Attention probabilities are computed beside the fused kernel, and replaced
+    where their product with v arrives.
     """
+    points: dict[str, tuple[nn.Module, Literal["input", "output"]]]
     if site.block is None:
         points = {"final_norm": (model.norm, "output"), "pooled": (model.head, "input"), "logits": (model, "output")}
         return points[site.name]
-    block = model.blocks[site.block]
+    block: Any = model.blocks[site.block]
     attn, mlp = block.attn, block.mlp
     # with a gate, or a norm before fc2, the activation function alone is not yet what the neuron sends on
-    neuron = (mlp.act, "output") if isinstance(mlp, Mlp) and isinstance(mlp.norm, nn.Identity) else (mlp.fc2, "input")
-    return {
+    is_plain = isinstance(mlp, Mlp) and isinstance(mlp.norm, nn.Identity)
+    points = {
         "resid_pre": (block, "input"),
         "attn_in": (block.norm1, "output"),
         "q": (attn.qkv, "output"),
@@ -147,46 +168,37 @@ def hook_point(model: VisionTransformer, site: Site) -> tuple[nn.Module, Literal
         "attn_out": (block.ls1, "output"),
         "resid_mid": (block.norm2, "input"),
         "mlp_in": (block.norm2, "output"),
-        "mlp_neuron": neuron,
+        "mlp_neuron": (mlp.act, "output") if is_plain else (mlp.fc2, "input"),
         "mlp_out": (block.ls2, "output"),
         "resid_post": (block, "output"),
-    }[site.name]
+    }
+    return points[site.name]
 
 
-def _check_block(name: str, block: nn.Module, width: int) -> None:
+def _check_block(name: str, block: Any, width: int) -> None:
     _check_forward(name, block, Block, ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"))
     attn, mlp = block.attn, block.mlp
     _check_forward(f"{name}.attn", attn, Attention, ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj"))
-    mlp_class = next((known for known in (Mlp, GluMlp, SwiGLU) if isinstance(mlp, known)), Mlp)
-    _check_forward(
-        f"{name}.mlp", mlp, mlp_class, ("fc1", "act", "norm", "fc2") if mlp_class is Mlp else ("act", "norm", "fc2")
-    )
-    if getattr(attn, "gate", None) is not None:
-        raise ValueError(f"{name}.attn is gated: head_out is defined for {Attention.__name__} without `gate`")
+    mlp_class = next((known for known in (GluMlp, SwiGLU) if isinstance(mlp, known)), Mlp)
+    _check_forward(f"{name}.mlp", mlp, mlp_class, ("act", "norm", "fc2"))
+    if getattr(attn, "gate", None) is not None:  # timm < 1.0.27 has none
+        raise UserError(f"{name}.attn has a gate: sites are defined for attention without one")
     for path, linear in {"attn.qkv": attn.qkv, "attn.proj": attn.proj, "mlp.fc2": mlp.fc2}.items():
         if not isinstance(linear, nn.Linear):
-            raise ValueError(f"{name}.{path} is a {type(linear).__name__}: sites need a torch.nn.Linear here")
-    if (
-        attn.qkv.out_features != 3 * attn.proj.in_features
-        or attn.proj.out_features != width
-        or mlp.fc2.out_features != width
-    ):
-        raise ValueError(
-            f"{name} does not keep the width {width} of the residual stream, or q, k and v differ in width"
-        )
+            raise UserError(f"{name}.{path} is a {type(linear).__name__}: sites need a torch.nn.Linear here")
+    if attn.qkv.out_features != 3 * attn.proj.in_features:
+        raise UserError(f"{name}.attn.qkv has {attn.qkv.out_features} outputs: q, k and v are not thirds of it")
+    if not attn.proj.out_features == mlp.fc2.out_features == width:
+        raise UserError(f"{name} writes another width than the {width} channels of the residual stream")
 
 
 def _check_forward(name: str, module: nn.Module, known: type[nn.Module], parts: tuple[str, ...]) -> None:
-    same = isinstance(module, known) and all(
-        getattr(type(module), method, None) is getattr(known, method)
-        for method in ("forward", "forward_features")
-        if hasattr(known, method)
-    )
-    if same:
+    same = isinstance(module, known) and type(module).forward is known.forward
+    if same and getattr(type(module), "forward_features", None) is getattr(known, "forward_features", None):
         return
     missing = [part for part in parts if not hasattr(module, part)]
-    lack = f"it has no {', '.join(missing)}" if missing else "it has a forward of its own"
-    raise ValueError(
+    lack = f"it has no {', '.join(missing)}" if missing else "it computes a forward of its own"
+    raise UserError(
         f"{name} is a {type(module).__module__}.{type(module).__name__}, and sites are defined for "
         f"{known.__module__}.{known.__name__}: {lack}"
     )

@@ -5,8 +5,8 @@
     with patch(model, {"blocks.3.mlp_out": torch.zeros_like}):
         logits = model(images)
 
-Taps nest in any order. Of several patches of one site the outer acts first, the inner on its result. A capture sees the value
-that flows on, after every patch of its site, whether the patch stands inside or outside of it.
+Taps nest in any order. Of several patches of one site the outer acts first, the inner on its result. A capture sees
+the value that flows on, after every patch of its site, whether the patch stands inside or outside of it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .sites import Site, check_supported, expand_sites, hook_point, site_names
+from .sites import Site, check_supported, expand_sites, hook_point, match_sites, site_names
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -36,22 +36,22 @@ class Captured(dict[str, Tensor]):
 
 @contextmanager
 def capture(model: nn.Module, sites: str | Iterable[str], *, stop: bool = True) -> Iterator[Captured]:
-    """Hold the activations at `sites` of every forward inside the `with`; the last forward stays.
+    """Hold the activations at `sites` of every forward inside the `with`; those of the last forward stay.
 
-    Nothing is copied: residual sites share memory with what the model computes on, q, k and v are views. With grad mode on, the
-    graph is kept and every captured tensor except `attn_probs` lies on the path to the logits. `attn_probs` is computed beside
-    the fused kernel, before attention dropout; its gradient is `dO V^T` with dO the gradient at `head_out`.
+    Nothing is copied: residual sites share memory with what the model computes on, and q, k and v are views. In grad
+    mode the graph is kept, and every captured tensor except `attn_probs` lies on the path to the logits (for this alone
+    q, k and v are copied). `attn_probs` is computed beside the fused kernel, before attention dropout; its gradient is
+    `dO V^T`, with dO the gradient at `head_out`.
 
     Args:
-        model: A model that `check_supported` accepts, compiled or not. Compiled code runs eagerly inside the `with`: it would
-            ignore hooks that are younger than itself.
+        model: A model that `check_supported` accepts, in its wrappers or not. Compiled code runs eagerly inside the
+            `with`, since it ignores hooks that are younger than itself.
         sites: Names or globs of sites.
-        stop: End the forward after the last site that any open capture needs; `model(images)` then returns None. A capture
-            with `stop=False` lets it run to its end.
+        stop: End the forward after the last site that any open capture needs; `model(images)` then returns None. One
+            open capture with `stop=False` lets it run to its end.
     """
-    transformer = check_supported(model)
-    tap = _Tap(sites=expand_sites(transformer, sites), stop=stop)
-    with _open(transformer, tap):
+    tap = _Tap(sites=frozenset(expand_sites(model, sites)), stop=stop)
+    with _open(model, tap):
         yield tap.captured
 
 
@@ -59,22 +59,21 @@ def capture(model: nn.Module, sites: str | Iterable[str], *, stop: bool = True) 
 def patch(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Let `edits[site](activation)` flow on in the place of the activation, in every forward inside the `with`.
 
-    The result needs the shape of the activation and takes its dtype. A function that returns its argument changes no bit.
+    The result needs the shape of the activation and takes its dtype. An edit that returns its argument changes no bit.
 
     Args:
         model: As in `capture`.
-        edits: For each site, or glob, a function of the activation. If globs overlap, the functions act in the given order.
+        edits: For each site, or glob, a function of the activation. Where globs overlap, all act in the given order.
     """
-    transformer = check_supported(model)
-    tap = _Tap()
+    tap, names = _Tap(), site_names(model)
     for pattern, edit in edits.items():
-        for site in expand_sites(transformer, pattern):
+        for site in match_sites(pattern, names):
             tap.edits.setdefault(site, []).append(edit)
-    with _open(transformer, tap):
+    with _open(model, tap):
         yield
 
 
-class _Stop(Exception):  # noqa: N818 - not an error
+class _Stop(Exception):
     """Every captured site has been seen: the rest of the forward is not needed."""
 
 
@@ -83,17 +82,16 @@ class _Tap:
     """One open `with`: what it changes and what it holds."""
 
     edits: dict[str, list[Edit]] = field(default_factory=dict)
-    sites: list[str] = field(default_factory=list)
+    sites: frozenset[str] = frozenset()
     captured: Captured = field(default_factory=Captured)
     stop: bool = True
 
 
 @contextmanager
-def _open(model: VisionTransformer, tap: _Tap) -> Iterator[None]:
+def _open(wrapped: nn.Module, tap: _Tap) -> Iterator[None]:
+    model = check_supported(wrapped)
     if model.grad_checkpointing:
-        raise ValueError(
-            "gradient checkpointing runs a block twice and a tap would see both: set_grad_checkpointing(False)"
-        )
+        raise ValueError("gradient checkpointing runs blocks twice, and a tap would too: set_grad_checkpointing(False)")
     forward = vars(model).get("forward")
     tapped = forward if isinstance(forward, _TappedForward) else _TappedForward(model)
     with torch.compiler.set_stance("force_eager"):
@@ -105,46 +103,45 @@ def _open(model: VisionTransformer, tap: _Tap) -> Iterator[None]:
 
 
 class _TappedForward:
-    """Stands in for `model.forward` while a tap is open, and owns the one hook at each site that is in use."""
+    """Stands in for `model.forward` while a tap is open, and owns the hooks of all sites in use, each once."""
 
     def __init__(self, model: VisionTransformer) -> None:
         self.model = model
-        self.own_forward = vars(model).get("forward")  # someone else may have replaced it as we do
+        self.names = site_names(model)
         self.forward = model.forward
+        self.is_overridden = "forward" in vars(model)  # by someone else, who wants it back
         self.taps: list[_Tap] = []
         self.hooks: list[RemovableHandle] = []
-        self.unseen: set[str] | None = (
-            None  # captured sites that the running forward has still to pass; None between forwards
-        )
+        self.unseen: set[str] = set()  # captured sites that the running forward has still to pass
 
     def set_taps(self, taps: list[_Tap]) -> None:
-        """Hook the sites of `taps` in the order of execution, and no others."""
+        """Hook the sites of these taps, in the order of execution, and no others."""
         for hook in self.hooks:
             hook.remove()
         self.taps, self.hooks = taps, []
         if taps:
-            self.model.forward = self
-            self.hooks.extend(self._hook_sites())
-        elif self.own_forward is not None:
-            self.model.forward = self.own_forward
+            vars(self.model)["forward"] = self
+        elif self.is_overridden:
+            vars(self.model)["forward"] = self.forward
         else:
             vars(self.model).pop("forward", None)
+        self.hooks.extend(self._hook_sites())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor | None:
-        """Run the model; None if it was stopped after the last site."""
-        self._check_arguments(len(args) > 1 or bool(kwargs))
+        """Run the model; return None if it was stopped after the last site."""
+        if (len(args) > 1 or kwargs) and any(site.name == "attn_probs" for site in self._sites()):
+            raise ValueError("attn_probs is computed without an attention mask: call the model with images alone")
         self.unseen = {site for tap in self.taps for site in tap.sites}
         try:
             logits = self.flow("logits", self.forward(*args, **kwargs))
-            if self.unseen:
-                raise RuntimeError(
-                    f"the forward did not pass {', '.join(sorted(self.unseen))}: has a module been replaced?"
-                )
-            return logits
         except _Stop:
             return None
+        else:
+            if self.unseen:
+                raise RuntimeError(f"the forward did not pass {sorted(self.unseen)}: has a module been replaced?")
+            return logits
         finally:
-            self.unseen = None
+            self.unseen = set()
 
     def flow(self, site: str, value: Tensor) -> Tensor:
         """Return what flows on at a site, after its patches, and hand it to the captures."""
@@ -154,37 +151,35 @@ class _TappedForward:
         for tap in self.taps:
             if site in tap.sites:
                 tap.captured[site] = value
-        if self.unseen:
-            self.unseen.discard(site)
+        if site in self.unseen:
+            self.unseen.remove(site)
             if not self.unseen and all(tap.stop for tap in self.taps):
                 raise _Stop
         return value
 
-    def _check_arguments(self, masked: bool) -> None:
-        if masked and any(site.name == "attn_probs" for site in self._sites()):
-            raise ValueError("attn_probs is computed without an attention mask: call the model with images alone")
-
     def _sites(self) -> list[Site]:
         used = {site for tap in self.taps for site in (*tap.sites, *tap.edits)}
-        return [Site.parse(site) for site in site_names(self.model) if site in used]
+        return [Site.parse(site) for site in self.names if site in used]
 
     def _hook_sites(self) -> Iterator[RemovableHandle]:
         edited = {site for tap in self.taps for site in tap.edits}
+        # q, k and v come out of one module and share one hook
         for (module, side), group in groupby(self._sites(), key=partial(hook_point, self.model)):
-            site, *_ = sites = list(group)  # only q, k and v have a hook point in common
-            name, block = str(site), None if site.block is None else self.model.blocks[site.block]
-            if site.name == "logits":
-                continue  # the call itself sees them
-            if site.name in ("q", "k", "v"):
-                yield _hook_thirds(module, site.block, self.flow)
-            elif site.name == "attn_probs":
-                yield from _hook_probs(block.attn, name, self.flow, edited=name in edited)
-            elif site.name == "resid_mid" and name in edited:
-                yield from _hook_resid_mid(block, name, self.flow)
+            site = str(next(group))
+            prefix, _, kind = site.rpartition(".")
+            if kind == "logits":
+                continue  # seen by the call itself
+            if kind in ("q", "k", "v"):
+                yield _hook_thirds(module, prefix, self.flow)
+            elif kind == "attn_probs":
+                attn = self.model.get_submodule(f"{prefix}.attn")
+                yield from _hook_probs(attn, site, self.flow, is_edited=site in edited)
+            elif kind == "resid_mid" and site in edited:
+                yield from _hook_resid_mid(self.model.get_submodule(prefix), site, self.flow)
             elif side == "input":
-                yield _hook_input(module, name, self.flow)
+                yield _hook_input(module, site, self.flow)
             else:
-                yield _hook_output(module, name, self.flow)
+                yield _hook_output(module, site, self.flow)
 
 
 Flow = Callable[[str, Tensor], Tensor]  # what flows on at a site, given what arrives there
@@ -198,20 +193,20 @@ def _hook_output(module: nn.Module, site: str, flow: Flow) -> RemovableHandle:
     return module.register_forward_hook(lambda _, _args, output: flow(site, output))
 
 
-def _hook_thirds(qkv: nn.Module, block: int, flow: Flow) -> RemovableHandle:
+def _hook_thirds(qkv: nn.Module, prefix: str, flow: Flow) -> RemovableHandle:
     def split(_: nn.Module, _args: tuple[Tensor], output: Tensor) -> Tensor:
         thirds = output.chunk(3, dim=-1)  # (B, T, 3*H*h) -> 3 x (B, T, H*h)
-        flowing = [flow(f"blocks.{block}.{name}", third) for name, third in zip("qkv", thirds, strict=True)]
-        on_path = all(new is old for new, old in zip(flowing, thirds, strict=True))
-        if on_path and not (torch.is_grad_enabled() and output.requires_grad):
+        flowing = [flow(f"{prefix}.{name}", third) for name, third in zip("qkv", thirds, strict=True)]
+        is_unchanged = all(new is old for new, old in zip(flowing, thirds, strict=True))
+        if is_unchanged and not (torch.is_grad_enabled() and output.requires_grad):
             return output
-        return torch.cat(flowing, dim=-1)  # with gradients even if unchanged: a view lies beside the path to the logits
+        return torch.cat(flowing, dim=-1)  # also for gradients: a view lies beside the path to the logits
 
     return qkv.register_forward_hook(split)
 
 
-def _hook_resid_mid(block: nn.Module, site: str, flow: Flow) -> Iterator[RemovableHandle]:
-    """Yield the hooks that replace y in `x = y + branch(norm2(y))`: the block reads y twice, a hook sees only one of them."""
+def _hook_resid_mid(block: Any, site: str, flow: Flow) -> Iterator[RemovableHandle]:
+    """Yield hooks that replace y in `x = y + mlp(norm2(y))`: the block reads y twice, and a hook sees one of them."""
     held: dict[str, Tensor] = {}
 
     def read(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -223,23 +218,21 @@ def _hook_resid_mid(block: nn.Module, site: str, flow: Flow) -> Iterator[Removab
     yield block.register_forward_hook(lambda *_: held.pop("stream") + held.pop("branch"))
 
 
-def _hook_probs(attn: nn.Module, site: str, flow: Flow, *, edited: bool) -> Iterator[RemovableHandle]:
-    """Yield the hooks that compute A = softmax(q k^T / sqrt(h)) beside the fused kernel, and O = A v where A is changed."""
-    if edited and attn.training and attn.attn_drop.p > 0:
-        raise ValueError(
-            f"{site} cannot be patched in training mode with attention dropout: the fused kernel hides its mask"
-        )
+def _hook_probs(attn: Any, site: str, flow: Flow, *, is_edited: bool) -> Iterator[RemovableHandle]:
+    """Yield hooks that compute A = softmax(q k^T / sqrt(h)) beside the fused kernel, and O = A v if A changes."""
     held: dict[str, Tensor] = {}
 
-    def attend(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+    def attend(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         q, k, v = held.pop("q"), held.pop("k"), held.pop("qkv").chunk(3, dim=-1)[2]
         probs = (q * attn.scale @ k.mT).softmax(dim=-1)  # (B, H, T, h) x (B, H, h, T) -> (B, H, T, T)
-        before = probs.clone() if edited else probs
+        if is_edited and attn.training and attn.attn_drop.p > 0:
+            raise ValueError(f"{site} is patched with attention dropout on, whose mask the fused kernel hides")
+        before = probs.clone() if is_edited else probs
         patched = flow(site, probs)
-        if not edited or (patched is probs and torch.equal(probs, before)):
-            return None  # unchanged, also not in place: what the fused kernel computed flows on bit for bit
+        if not is_edited or (patched is probs and torch.equal(probs, before)):
+            return args  # unchanged, also not in place: the output of the fused kernel flows on, bit for bit
         v = v.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)  # (B, T, H*h) -> (B, H, T, h)
-        output = (patched @ v).transpose(1, 2).flatten(2)  # (B, H, T, h) -> (B, T, H*h)
+        output = (patched @ v).transpose(1, 2).flatten(2)  # (B, H, T, h) -> (B, T, H, h) -> (B, T, H*h)
         return (output.to(args[0].dtype),)
 
     yield attn.qkv.register_forward_hook(_hold(held, "qkv"))
@@ -260,7 +253,5 @@ def _edited(site: str, value: Tensor, edit: Edit) -> Tensor:
     if not isinstance(edited, Tensor):
         raise ValueError(f"the patch of {site} returned {type(edited).__name__} instead of a tensor")
     if edited.shape != value.shape:
-        raise ValueError(
-            f"the patch of {site} returned shape {tuple(edited.shape)} for an activation of {tuple(value.shape)}"
-        )
+        raise ValueError(f"the patch of {site} returned shape {tuple(edited.shape)} for {tuple(value.shape)}")
     return edited.to(value.dtype)  # under autocast an edit in float32 must not widen what follows

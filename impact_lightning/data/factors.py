@@ -3,9 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+
+from impact_lightning.types import UserError
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class FactorGrid:
     Args:
         names: Name of each factor.
         sizes: Number of levels of each factor.
-        levels: Names of the levels of each factor; levels are numbered where a tuple is empty, and everywhere by default.
+        levels: Names of the levels of each factor; where they are empty, and by default, levels are numbered.
     """
 
     names: tuple[str, ...]
@@ -34,18 +37,23 @@ class FactorGrid:
         """Refuse fields that do not fit each other."""
         if len(self.names) != len(self.sizes):
             raise ValueError(f"{len(self.names)} factor names {self.names} for {len(self.sizes)} sizes {self.sizes}")
-        if self.levels and tuple(map(len, self.levels)) != tuple(n if w else 0 for n, w in zip(self.sizes, self.levels)):
+        if self.levels and any(named and len(named) != n for n, named in zip(self.sizes, self.levels, strict=True)):
             raise ValueError(f"level names {self.levels} do not fit factors of sizes {self.sizes}")
 
     def __len__(self) -> int:
         """Return the number of combinations."""
         return math.prod(self.sizes)
 
+    def refuse_outside(self, index: NDArray[np.int64]) -> None:
+        """Refuse numbers that no combination has."""
+        if len(index) and not 0 <= index.min() <= index.max() < len(self):
+            raise ValueError(f"index from {index.min()} to {index.max()}, but the grid goes from 0 to {len(self) - 1}")
+
     def factors_of(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the levels `(B, n)` of the combinations numbered `index` `(B,)`."""
-        if len(index) and not (0 <= index.min() and index.max() < len(self)):
-            raise ValueError(f"index from {index.min()} to {index.max()} is not within the grid's 0 to {len(self) - 1}")
-        return index[:, None] // strides(self.sizes) % np.array(self.sizes)
+        self.refuse_outside(index)
+        levels: NDArray[np.int64] = index[:, None] // strides(self.sizes) % np.array(self.sizes)
+        return levels
 
     def index_of(self, factors: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers `(B,)` of the combinations with levels `factors` `(B, n)`."""
@@ -75,19 +83,16 @@ class FactorGrid:
         columns = self._columns(names)
         if len(columns) == 1:
             return list(self._levels(columns[0]))
-        classes = np.ndindex(*(self.sizes[column] for column in columns))
-        return [
-            " ".join(f"{self.names[column]}={self._levels(column)[level]}" for column, level in zip(columns, levels))
-            for levels in classes
-        ]
+        named = [[f"{self.names[column]}={level}" for level in self._levels(column)] for column in columns]
+        return [" ".join(levels) for levels in product(*named)]
 
     def _columns(self, names: str | Sequence[str]) -> list[int]:
         names = [names] if isinstance(names, str) else list(names)
         if not names:
-            raise ValueError(f"no factor named; known factors: {', '.join(self.names)}")
+            raise UserError(f"no factor named; known factors: {', '.join(self.names)}")
         for name in names:
             if name not in self.names:
-                raise ValueError(f"unknown factor '{name}'; known factors: {', '.join(self.names)}")
+                raise UserError(f"unknown factor '{name}'; known factors: {', '.join(self.names)}")
         return [self.names.index(name) for name in names]
 
     def _levels(self, column: int) -> tuple[str, ...]:

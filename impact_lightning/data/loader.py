@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch.utils.data import DataLoader
 
 from impact_lightning.data.order import EvalOrder, TrainOrder
@@ -23,13 +24,16 @@ class Fetched(NamedTuple):
 class RandomAccess(Protocol):
     """A data set that is asked for whole batches, any samples in any order."""
 
-    fingerprint: str  # identifies the samples, not their order
+    @property
+    def fingerprint(self) -> str:
+        """Return what identifies the samples, not their order."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of samples."""
         ...
 
-    def __getitems__(self, keys: list[Key]) -> Fetched:  # the name under which torch's DataLoader asks for a batch
+    def __getitems__(self, keys: list[Key]) -> Fetched:
         """Return the samples of one batch."""
         ...
 
@@ -44,8 +48,22 @@ class _Batches:
         return self.keys
 
 
-def _as_is(fetched: Fetched) -> Fetched:  # module level: worker processes may have to pickle it
+def _as_is(fetched: Fetched | str) -> Fetched | str:  # module level: worker processes may have to pickle it
     return fetched
+
+
+class _Asked:
+    """Asks the data set; a `UserError` leaves a worker process as words, or torch would bury it in a traceback."""
+
+    def __init__(self, data: RandomAccess) -> None:
+        self.data = data
+
+    def __getitems__(self, keys: list[Key]) -> Fetched | str:
+        """Return one batch; torch's DataLoader asks for it under this name."""
+        try:
+            return self.data.__getitems__(keys)
+        except UserError as error:
+            return str(error)
 
 
 class _Loader:
@@ -55,10 +73,11 @@ class _Loader:
         self.data = data
         self.damaged: set[str] = set()
         self._batches = _Batches()
-        self._loader: DataLoader[Fetched] = DataLoader(
-            data,  # type: ignore[arg-type]  # torch wants a Dataset, it only calls __getitems__
-            batch_sampler=self._batches,  # type: ignore[arg-type]  # any iterable of lists of keys serves
-            collate_fn=_as_is,
+        self._loader: DataLoader[Fetched | str] = DataLoader(
+            _Asked(data),  # type: ignore[arg-type]  # torch wants a Dataset, it only calls __getitems__
+            batch_sampler=self._batches,
+            collate_fn=_as_is,  # type: ignore[arg-type]  # torch thinks of lists of samples
+            generator=torch.Generator(),  # or every epoch would draw from the global one
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
@@ -66,7 +85,10 @@ class _Loader:
 
     def _load(self, keys: Iterator[list[Key]]) -> Iterator[ImageBatch]:
         self._batches.keys = keys
-        for batch, damaged in self._loader:
+        for fetched in self._loader:
+            if isinstance(fetched, str):
+                raise UserError(fetched)
+            batch, damaged = fetched
             for name in damaged:
                 if name not in self.damaged:
                     log.warning("left out, cannot be read: %s", name)
@@ -104,6 +126,8 @@ class TrainLoader(_Loader):
             for step in range(self.step, len(self))
         )
         for batch in self._load(keys):
+            if not len(batch.labels):  # leaving the step out would make this rank fall behind the others
+                raise UserError(f"step {self.step} of epoch {epoch}: none of its images can be read; mend the data")
             self.step += 1
             yield batch
 
@@ -137,6 +161,7 @@ class EvalLoader(_Loader):
     def __iter__(self) -> Iterator[ImageBatch]:
         """Yield this rank's batches."""
         rank, world = rank_and_world()
-        yield from self._load(
-            [Key(0, int(row)) for row in self.order.rows_at(step)] for step in range(rank, len(self.order), world)
-        )
+        keys = ([Key(0, int(row)) for row in self.order.rows_at(step)] for step in range(rank, len(self.order), world))
+        for batch in self._load(keys):
+            if len(batch.labels):  # or all of its images were damaged
+                yield batch

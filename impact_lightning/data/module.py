@@ -41,6 +41,7 @@ class ImageDataModule(LightningDataModule):
         self.workers = workers
         self.seed = seed
         self.loaders: dict[str, TrainLoader | EvalLoader] = {}
+        self._place: dict[str, Any] = {}
 
     @property
     def n_classes(self) -> int:
@@ -51,16 +52,43 @@ class ImageDataModule(LightningDataModule):
     def split(self, name: Split) -> RandomAccess:
         """Return the data set of a split, or raise `UserError` where there is none."""
 
+    def train_order(self, data: RandomAccess) -> TrainOrder:
+        """Return the order of training batches."""
+        return TrainOrder(len(data), self.batch_size, self.seed)
+
+    def eval_order(self, data: RandomAccess) -> EvalOrder:
+        """Return the order of evaluation batches."""
+        return EvalOrder(len(data), self.eval_batch_size)
+
     def train_dataloader(self) -> TrainLoader:
         """Return endless batches in a seeded order."""
         data = self.split("train")
-        loader = TrainLoader(data, TrainOrder(len(data), self.batch_size, self.seed), workers=self.workers)
+        return self._continued(TrainLoader(data, self.train_order(data), workers=self.workers))
+
+    def _continued(self, loader: TrainLoader) -> TrainLoader:
+        """Put a fresh training loader at the place where the former one, or a checkpoint, has left off."""
+        if former := self.state_dict():
+            loader.load_state_dict(former)
         self.loaders["train"] = loader
         return loader
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the training data.
+
+        It is part of the DataModule's state because Lightning 2.6 forgets that of a loader in two cases: when the
+        loader was made before the checkpoint is read (asking for the number of steps in `configure_optimizers` does
+        that), and when the checkpoint was written after the last batch of an epoch.
+        """
+        loader = self.loaders.get("train")
+        return loader.state_dict() if isinstance(loader, TrainLoader) else self._place
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the place; the loader is made later."""
+        self._place = state_dict
+
     def _eval_loader(self, name: Split) -> EvalLoader:
         data = self.split(name)
-        loader = EvalLoader(data, EvalOrder(len(data), self.eval_batch_size), workers=self.workers)
+        loader = EvalLoader(data, self.eval_order(data), workers=self.workers)
         self.loaders[name] = loader
         return loader
 

@@ -31,6 +31,7 @@ class TrainOrder:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Refuse a batch that the data set cannot fill."""
         if not 0 < self.batch <= self.rows:
             raise UserError(f"batch_size {self.batch} must lie between 1 and the {self.rows} samples of the data set")
 

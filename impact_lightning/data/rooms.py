@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .factors import FactorGrid
+from impact_lightning.data.factors import FactorGrid
+from impact_lightning.data.scene_source import SceneSource
+from impact_lightning.types import UserError
 
-# Vectors are columns: a point is (3, 1), N points are (3, N). x and z run along the floor, y points up, and the origin is
-# the middle of the floor.
+# Vectors are columns: a point is (3, 1), N points are (3, N). x and z run along the floor, y points up, and the origin
+# is the middle of the floor.
 Array = NDArray[np.float64]
 Plane = NDArray[np.float32]  # (h, w)
 
@@ -19,9 +21,9 @@ HUES = ("red", "orange", "lime", "green", "mint", "cyan", "azure", "indigo", "pu
 COLOURS = 255 * np.array([colorsys.hsv_to_rgb(hue / len(HUES), 1, 1) for hue in range(len(HUES))], np.float32)
 SCALES = np.linspace(0.75, 1.25, 8)
 AZIMUTHS = np.radians(np.linspace(-30, 30, 15))
-OFFSETS_X = np.linspace(-0.8, 0.8, 5)  # of an object from the middle of the room, to the right
+OFFSETS_X = np.linspace(-0.6, 0.6, 5)  # of an object from the middle of the room, to the right
 OFFSETS_Y = np.linspace(-0.5, 2.0, 5)  # and away from the camera
-MIDDLE = (2, 1)  # near the origin
+MIDDLE = (2, 1)  # where an object stands that does not move
 
 SHAPES3D_GRID = FactorGrid(
     names=("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation"),
@@ -38,14 +40,14 @@ UP = np.array([[0.0], [1], [0]])
 PLANES = np.array([[3.2], [0], [3.2]])  # the wall at x = 3.2, the floor at y = 0, the wall at z = 3.2
 OUTWARD = np.array([[1], [-1], [1]])  # which way along its axis each of them is left
 FLOOR = 1
-LAMP = np.array([[-2.0], [5], [-4]])
-AMBIENT = 0.4  # light on a surface that faces away from the lamp
+LAMP = np.array([[-1.0], [5], [-5]])
+AMBIENT = 0.35  # light on a surface that faces away from the lamp
 EYE_HEIGHT, EYE_DISTANCE, TARGET_HEIGHT = 3.3, 6.0, 0.8
-HALF_VIEW = 0.45  # half the height of what is seen at distance 1
+HALF_VIEW = 0.41  # half the height of what is seen at distance 1
 RAYS = 3  # per pixel, down and across
 
 
-class Rooms:
+class Rooms(SceneSource):
     """A cube, cylinder, sphere or capsule in the corner of a coloured room: the grid of Shapes3D.
 
     The images are numbered like those of `3dshapes.h5`. Orientation moves the camera around the room by -30 to 30
@@ -60,19 +62,17 @@ class Rooms:
     channels = 3
 
     def __init__(self, *, size: int = 64, move_object: bool = False) -> None:
+        if size < 1:
+            raise UserError(f"size of the rooms must be at least 1 pixel, got {size}")
         self.size = size
         self.grid = MOVING_GRID if move_object else SHAPES3D_GRID
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.grid)
 
     def render(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Return images `(B, 3, size, size)`, and masks `(B, size, size)` of the pixels that the object touches."""
         images = np.empty((len(index), 3, self.size, self.size), np.uint8)
         masks = np.zeros((len(index), self.size, self.size), np.bool_)
         factors = self.grid.factors_of(index).tolist()
-        for image, mask, (floor, wall, hue, scale, shape, azimuth, *xy) in zip(images, masks, factors):
+        for image, mask, (floor, wall, hue, scale, shape, azimuth, *xy) in zip(images, masks, factors, strict=True):
             image[:] = empty_room(self.size, azimuth, floor, wall)
             rows, columns, free, light = object_layer(self.size, azimuth, shape, scale, *(xy or MIDDLE))
             box = image[:, rows, columns]
@@ -90,8 +90,8 @@ class ObjectLayer(NamedTuple):
     light: Plane  # from the object
 
 
-# The arguments below are levels of factors. The caches change no result; at 64 pixels the 1,500 rooms take 18 MB, and the
-# objects 3 MB, or 60 MB where they move.
+# The arguments are levels of factors. The caches change no result and have room for the whole grid: at 64 pixels 18 MB
+# of empty rooms, and 3 MB of objects, or 60 MB where they move.
 
 
 @lru_cache(maxsize=1500)
@@ -133,23 +133,25 @@ def object_layer(size: int, azimuth: int, shape: int, scale: int, x: int, y: int
 
 def paint(hue: int, light: Plane) -> NDArray[np.float32]:
     """Return the colour `(3, h, w)` of a surface of one hue under a light."""
-    return COLOURS[hue][:, None, None] * light
+    colour: NDArray[np.float32] = COLOURS[hue][:, None, None] * light
+    return colour
 
 
 def lamp_light(points: Array, normals: Array) -> Array:
     """Return the brightness `(N,)`, from 0 to 1, of points `(3, N)` on matt surfaces."""
     to_lamp = LAMP - points
-    cosine = (normals * to_lamp).sum(0) / np.sqrt((to_lamp**2).sum(0))
+    cosine: Array = (normals * to_lamp).sum(0) / np.sqrt((to_lamp**2).sum(0))
     return AMBIENT + (1 - AMBIENT) * np.maximum(cosine, 0)
 
 
 def heading(azimuth: int) -> tuple[Array, Array]:
     """Return the level directions `(3, 1)` right and away, as the camera sees it."""
     angle = np.pi / 4 + AZIMUTHS[azimuth]  # the middle azimuth looks into the corner
-    right = np.array([[np.cos(angle)], [0], [-np.sin(angle)]])
-    return right, np.cross(right, UP, axis=0)
+    sine, cosine = np.sin(angle), np.cos(angle)
+    return np.array([[cosine], [0], [-sine]]), np.array([[sine], [0], [cosine]])
 
 
+@lru_cache(maxsize=15)
 def camera(azimuth: int) -> tuple[Array, Array]:
     """Return where the camera is, `(3, 1)`, and its axes right, down and ahead, the columns of `(3, 3)`."""
     right, away = heading(azimuth)
@@ -169,7 +171,8 @@ def rays(size: int, azimuth: int, rows: slice, columns: slice) -> tuple[Array, A
 def mean_of_rays(values: NDArray[np.generic], rows: slice, columns: slice) -> Plane:
     """Return the mean `(h, w)` per pixel of values `(N,)` per ray."""
     values = values.reshape(rows.stop - rows.start, RAYS, columns.stop - columns.start, RAYS)
-    return values.mean((1, 3)).astype(np.float32)
+    mean: Plane = values.mean((1, 3)).astype(np.float32)
+    return mean
 
 
 def box_around(size: int, azimuth: int, centre: Array, half: Array) -> tuple[slice, slice]:
@@ -211,8 +214,8 @@ def hit_sphere(start: Array, directions: Array) -> Array:
 
 def hit_capsule(start: Array, directions: Array) -> Array:
     """Return the distances to an upright cylinder with a half sphere at both ends."""
-    ends = [hit_sphere(start - end * UP, directions) for end in (-CORE, CORE)]
-    return np.minimum.reduce([hit_cylinder(start, directions, CORE), *ends])
+    bottom, top = (hit_sphere(start - end * UP, directions) for end in (-CORE, CORE))
+    return np.minimum(hit_cylinder(start, directions, CORE), np.minimum(bottom, top))
 
 
 def between_faces(start: Array, directions: Array) -> tuple[Array, Array]:
@@ -230,18 +233,20 @@ def within_radius(start: Array, directions: Array) -> tuple[Array, Array]:
 
 def entry(enter: Array, leave: Array) -> Array:
     """Return where the rays enter, infinite where they have left by then or never enter."""
-    return np.where(enter < leave, enter, np.inf)
+    return np.where(enter < leave, enter, np.inf)  # false for nan
 
 
 def cube_normal(points: Array) -> Array:
     """Return the normals of the cube."""
-    return np.sign(points) * (abs(points).argmax(0) == [[0], [1], [2]])
+    normals: Array = np.sign(points) * (abs(points).argmax(0) == [[0], [1], [2]])
+    return normals
 
 
 def cylinder_normal(points: Array) -> Array:
     """Return the normals of the cylinder."""
     across = points * (1 - UP)
-    return np.where((across**2).sum(0) > points[1] ** 2, across, np.sign(points) * UP)
+    normals: Array = np.where((across**2).sum(0) > points[1] ** 2, across, np.sign(points) * UP)
+    return normals
 
 
 def sphere_normal(points: Array) -> Array:
@@ -251,7 +256,8 @@ def sphere_normal(points: Array) -> Array:
 
 def capsule_normal(points: Array) -> Array:
     """Return the normals of the capsule, which point away from the nearest point of its axis."""
-    return points - np.clip(points, -CORE, CORE) * UP
+    normals: Array = points - np.clip(points, -CORE, CORE) * UP
+    return normals
 
 
 CORE = 0.7  # half the height of the capsule's cylinder

@@ -1,31 +1,25 @@
 """What rendered scenes and scene files have in common."""
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .factors import FactorGrid
+from impact_lightning.data.factors import FactorGrid
 
 
-class SceneSource(Protocol):
+class SceneSource(ABC):
     """Images of a grid of known factors; every image is a pure function of its index."""
 
-    @property
-    def grid(self) -> FactorGrid:
-        """The factors, in the order that numbers the images."""
-
-    @property
-    def channels(self) -> int:
-        """Colour channels: 1 or 3."""
-
-    @property
-    def size(self) -> int:
-        """Height and width of an image in pixels."""
+    grid: FactorGrid  # the factors, in the order that numbers the images
+    channels: int  # colour channels: 1 or 3
+    size: int  # height and width of an image in pixels
 
     def __len__(self) -> int:
         """Return the number of images."""
+        return len(self.grid)
 
+    @abstractmethod
     def render(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
         """Return images `(B, channels, size, size)` and object masks `(B, size, size)` of `index` `(B,)`.
 

@@ -85,7 +85,10 @@ class SceneData(ImageDataModule):
             raise UserError(f"data.n_train, n_val, n_test {sizes}: each at least 1, together at most {len(source)}")
         self.source = source
         self.label = label
-        self.class_names = source.grid.class_names(label)
+        try:
+            self.class_names = source.grid.class_names(label)
+        except ValueError as error:
+            raise UserError(f"data.label: {error}") from None
         self.mean = (mean,) * source.channels
         self.std = (std,) * source.channels
         order = np.random.default_rng(seed).permutation(len(source))

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from .factors import FactorGrid
+from impact_lightning.data.factors import FactorGrid
+from impact_lightning.data.scene_source import SceneSource
 
 Plane = NDArray[np.float64]
 
@@ -22,7 +23,7 @@ DSPRITES_GRID = FactorGrid(
 )
 
 
-class Sprites:
+class Sprites(SceneSource):
     """White squares, ellipses and hearts on black: 3 shapes, 6 scales, 40 orientations, 32 x 32 positions.
 
     The images are numbered like those of the dSprites file, whose constant colour is left out. One step of position is
@@ -35,10 +36,6 @@ class Sprites:
 
     def __init__(self) -> None:
         self._canvases = draw_canvases()
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.grid)
 
     def render(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Return images `(B, 1, 64, 64)` of 0 and 255, and masks `(B, 64, 64)` of the sprites."""

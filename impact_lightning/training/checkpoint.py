@@ -48,7 +48,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch raises many kinds for damaged files
         raise UserError(f"{path} is damaged or is no checkpoint ({type(error).__name__}: {error})") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    handover = path.name == ".temp.ckpt"  # bare weights that Lightning's launchers pass between processes
+    if not isinstance(content, dict) or not ("state_dict" in content or handover):
         raise UserError(f"{path} is no checkpoint: it has no `state_dict`")
     return content
 

@@ -47,17 +47,16 @@ class Progress(RichProgressBar):
         """Return the columns of a line."""
         return [
             TextColumn("[progress.description]{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             _Rate(self),
             _TimeLeft(self),
         ]
 
     def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what is shown at the end of the line, without the version number that says nothing."""
+        """Return the loss and the accuracy: what fits at the end of a line."""
         metrics = super().get_metrics(*args, **kwargs)
-        metrics.pop("v_num", None)
-        return metrics
+        return {name.removeprefix("train/"): metrics[name] for name in ("train/loss", "val/top1") if name in metrics}
 
     def images_per_batch(self, description: str) -> int:
         """Return the images of one batch over all ranks."""
@@ -74,7 +73,7 @@ class Progress(RichProgressBar):
         if task.description.startswith("Epoch"):
             trainer = self.trainer
             if trainer.max_epochs is not None and trainer.max_epochs > 0:
-                return left + (trainer.max_epochs - trainer.current_epoch - 1) * task.total
+                return left + max(0, trainer.max_epochs - trainer.current_epoch - 1) * task.total
             if trainer.max_steps > 0:
                 return float(trainer.max_steps - trainer.global_step)
         return left

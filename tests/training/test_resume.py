@@ -1,0 +1,192 @@
+"""A fit that is killed at any moment and continued ends with the weights of one that was not."""
+
+import csv
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from impact_lightning import cli
+from impact_lightning.results import Record, read_results
+from impact_lightning.training import checkpoint
+
+CONFIG = Path(__file__).parents[1] / "conf" / "tiny.yaml"
+STEPS = 21  # 60 images in batches of 8, three epochs
+
+
+def fit(run: Path, *more: str) -> None:
+    cli.main(["fit", f"--config={CONFIG}", f"--run={run}", "--ckpt_path=last", *more])
+
+
+def in_a_process(body: Callable[[], None]) -> int:
+    """Run `body` in a forked process and return its exit code; minus the signal when it was killed."""
+
+    def target() -> None:
+        torch.set_num_threads(1)  # a forked process cannot use the parent's thread pool
+        body()
+
+    process = get_context("fork").Process(target=target)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == STEPS
+    state: dict[str, Tensor] = content["state_dict"]
+    return state
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    ours, theirs = weights(run), weights(reference)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted")
+    assert in_a_process(lambda: fit(run)) == 0
+    return run
+
+
+class KillAt(Callback):
+    """Kill this process at a step, before or after it was made."""
+
+    def __init__(self, step: int, hook: str) -> None:
+        self.step = step
+        self.hook = hook
+
+    def _maybe(self, hook: str, trainer: Trainer) -> None:
+        if hook == self.hook and trainer.global_step >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._maybe("before the step", trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._maybe("after the step", trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._maybe("in validation", trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._maybe("after the epoch", trainer)
+
+
+def killed_fit(run: Path, step: int, hook: str, *more: str) -> Callable[[], None]:
+    def body() -> None:
+        cli.ResultsWriter = lambda: KillAt(step, hook)  # type: ignore[assignment, misc]  # in this process only
+        fit(run, *more)
+
+    return body
+
+
+HOOKS = ("before the step", "after the step", "in validation", "after the epoch")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_kill_at_random_steps_changes_nothing(hook: str, tmp_path: Path, uninterrupted: Path) -> None:
+    draw = random.Random(hook)
+    for step in sorted(draw.sample(range(1, STEPS), 2)):
+        in_a_process(killed_fit(tmp_path, step, hook, f"--checkpoint.every_n_steps={draw.choice([1, 2, 5])}"))
+    assert in_a_process(lambda: fit(tmp_path)) == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_a_kill_while_a_checkpoint_is_written_changes_nothing(tmp_path: Path, uninterrupted: Path) -> None:
+    def body() -> None:
+        save, calls = torch.save, []
+
+        def half(content: object, file: Any) -> None:
+            calls.append(1)
+            if len(calls) < 3:
+                return save(content, file)
+            file.write(b"half a checkpoint")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.torch.save = half  # type: ignore[assignment, attr-defined]
+        fit(tmp_path, "--checkpoint.every_n_steps=2")
+
+    assert in_a_process(body) == -signal.SIGKILL
+    assert in_a_process(lambda: fit(tmp_path)) == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_kills_at_random_times_change_nothing(tmp_path: Path, uninterrupted: Path) -> None:
+    draw = random.Random(0)
+    for _ in range(10):
+
+        def target() -> None:
+            torch.set_num_threads(1)
+            fit(tmp_path, "--checkpoint.every_n_steps=1")
+
+        process = get_context("fork").Process(target=target)
+        process.start()
+        time.sleep(draw.uniform(0.5, 3.0))
+        process.kill()
+        process.join()
+    assert in_a_process(lambda: fit(tmp_path)) == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+# Draws differ between ranks, so these runs make none; the average of the weights stays.
+NO_DRAWS = (
+    "--model.init_args.mixing=null",
+    "--model.init_args.backbone.model_args={img_size: 16, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 3}",
+)
+TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp_fork")
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Return the logged loss of every step, over all starts of a run."""
+    found: dict[int, float] = {}
+    for path in sorted(run.glob("logs/*/metrics.csv")):
+        with path.open() as file:
+            found |= {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]}
+    return found
+
+
+def test_two_ranks_continue_what_one_rank_began(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert in_a_process(lambda: fit(one, *NO_DRAWS)) == 0
+    in_a_process(killed_fit(two, 10, "after the step", *NO_DRAWS, "--checkpoint.every_n_steps=1"))
+    assert in_a_process(lambda: fit(two, *NO_DRAWS, *TWO_RANKS)) == 0
+    curve = losses(two)
+    assert set(range(10, STEPS)) <= curve.keys()
+    assert curve == pytest.approx({step: losses(one)[step] for step in curve}, rel=1e-6)
+
+
+def test_two_ranks_have_the_loss_curve_of_one(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert in_a_process(lambda: fit(one, *NO_DRAWS)) == 0
+    assert in_a_process(lambda: fit(two, *NO_DRAWS, *TWO_RANKS)) == 0
+    assert len(losses(one)) == STEPS
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
+
+
+def test_two_ranks_measure_exactly_what_one_rank_measures(tmp_path: Path, uninterrupted: Path) -> None:
+    def measure(run: Path, *ranks: str) -> list[Record]:
+        checkpoint = f"--ckpt_path={uninterrupted / 'checkpoints' / 'last.ckpt'}"
+        words = ["test", f"--config={CONFIG}", f"--run={run}", checkpoint, *ranks]
+        assert in_a_process(lambda: cli.main(words)) == 0
+        return read_results(run / "results.json")
+
+    one = measure(tmp_path / "one")
+    assert {record.measure for record in one} == {"top1", "loss"}
+    assert {record.n for record in one} == {21}
+    assert measure(tmp_path / "two", *TWO_RANKS) == one  # 21 images in batches of 8: the ranks are uneven
