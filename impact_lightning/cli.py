@@ -25,9 +25,11 @@ from impact_lightning.mistakes import explain, user_error_behind
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
 from impact_lightning.training.predictions import PredictionWriter
 from impact_lightning.training.progress import Progress
+from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.training.results_writer import ResultsWriter
 from impact_lightning.training.step_seed import StepSeed
 from impact_lightning.training.throughput import Throughput
+from impact_lightning.training.tracking import wandb_runs
 from impact_lightning.types import UserError
 
 DESCRIPTION = "Did sparsity make this vision transformer easier to understand?"
@@ -38,14 +40,13 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write `fit.yaml`, `test.yaml`, ...; called on rank 0 only."""
-        if trainer.fast_dev_run:
+        if is_rehearsal(trainer):
             return
         text = self.parser.dump(self.config, skip_unset=False)
         with atomic_write(Path(trainer.default_root_dir) / f"{TrainerFn(stage).value}.yaml") as file:
             file.write(text.encode())
-        for logger in trainer.loggers:
-            if type(logger).__name__ == "WandbLogger":
-                logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
+        for run in wandb_runs(trainer):
+            run.config.update(yaml.safe_load(text), allow_val_change=True)
 
 
 def checkpoint_dir(run: str) -> str:  # module level: links are pickled when ranks are spawned
@@ -68,8 +69,6 @@ class CLI(LightningCLI):
         """Add the run folder and everything that lives in it."""
         parser.add_argument("--run", type=str, default="runs/dev", help="folder of this run: everything it writes")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.add_lightning_class_args(Throughput, "throughput")
-        parser.add_lightning_class_args(StepSeed, "step_seed")
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.link_arguments("run", "checkpoint.dirpath", compute_fn=checkpoint_dir)
         parser.link_arguments("data.n_classes", "model.init_args.n_classes", apply_on="instantiate")
@@ -84,8 +83,10 @@ class CLI(LightningCLI):
         if config.get("logger") in (None, True):
             config["logger"] = CSVLogger(run, name="logs")
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        ours = [StepSeed(self._get(self.config, "seed_everything")), Throughput(), ResultsWriter(), PredictionWriter()]
         if config.get("enable_progress_bar") is not False:
-            config["callbacks"] = [*_as_list(config.get("callbacks")), Progress()]
+            ours.append(Progress())
+        config["callbacks"] = [*_as_list(config.get("callbacks")), *ours]
         return super().instantiate_trainer(**kwargs)
 
     def before_instantiate_classes(self) -> None:
@@ -104,13 +105,15 @@ class CLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "test":
             kwargs["verbose"] = False  # ResultsWriter shows the same numbers with their nulls and intervals
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # PredictionWriter has them
         kwargs["ckpt_path"] = self._checkpoint(subcommand, kwargs.get("ckpt_path"))
         return kwargs
 
     def _checkpoint(self, verb: str, wanted: Any) -> str | None:
         folder = Path(checkpoint_dir(self._get(self.config, "run")))
         if wanted is None:
-            if verb == "fit" and (folder / "last.ckpt").exists() and not self.trainer.fast_dev_run:
+            if verb == "fit" and (folder / "last.ckpt").exists() and not is_rehearsal(self.trainer):
                 raise UserError(
                     f"{folder.parent} already holds a run: add `--ckpt_path last` to continue it, "
                     "or choose another folder with `--run`"
@@ -136,11 +139,12 @@ class CLI(LightningCLI):
 
     @rank_zero_only
     def _say_where(self, checkpoint: str) -> None:
-        if self.trainer.fast_dev_run:
+        if is_rehearsal(self.trainer):
             return
         metrics = self.trainer.callback_metrics
         shown = ", ".join(f"{name} {float(value):.4f}" for name, value in sorted(metrics.items()) if "val/" in name)
-        speed = next(c for c in self.trainer.callbacks if isinstance(c, Throughput))
+        trainer: Any = self.trainer
+        speed = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))
         steps = self.trainer.global_step  # 0 where forked processes did the work
         took = timedelta(seconds=round(monotonic() - self._began))
         print(
@@ -173,7 +177,7 @@ def _quiet() -> None:
 
 def main(args: ArgsType = None) -> None:
     """Run a verb; tests and notebooks call `main(["fit", ...])`."""
-    words = [str(word) for word in (sys.argv[1:] if args is None else args)] if not isinstance(args, dict) else []
+    words = sys.argv[1:] if args is None else args if isinstance(args, list) else []
     _quiet()
     try:
         CLI(
@@ -184,13 +188,10 @@ def main(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={"description": DESCRIPTION},
+            parser_kwargs={"description": DESCRIPTION, "prog": "python -m impact_lightning"},
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-            trainer_defaults={
-                "callbacks": [ResultsWriter(), PredictionWriter()],
-                "enable_model_summary": False,
-            },
+            trainer_defaults={"enable_model_summary": False},
             args=args,
         )
     except ValueError as error:  # UserError is one; jsonargparse wraps those that a class raises into its own

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -50,7 +51,7 @@ def user_error_behind(error: BaseException | None) -> UserError | None:
 
 
 def _config_files(args: Sequence[str]) -> Iterator[Path]:
-    for word, following in zip(args, args[1:], strict=False):
+    for word, following in pairwise(args):
         if word in ("--config", "-c"):
             yield Path(following)
     yield from (Path(word.removeprefix("--config=")) for word in args if word.startswith("--config="))

@@ -33,7 +33,7 @@ SECONDS = 1.0  # of one measurement
 SMALL = 64  # pictures up to this side are trained on as they are, with a flip and a shift
 
 
-def images(root: str | None) -> list[dict[str, Any]]:
+def images(root: str | None = None) -> list[dict[str, Any]]:
     """Measure with 0 and 2 workers on class folders, or on synthetic JPEGs of both sizes where no root is given."""
     with tempfile.TemporaryDirectory() if root is None else nullcontext(root) as folder:
         roots = [folder]

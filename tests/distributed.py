@@ -19,7 +19,7 @@ def run_distributed(fn: Callable[..., Any], *args: Any, world_size: int = 2, tim
     """Call `fn(rank, *args)` in forked gloo processes; return plain values by rank."""
     queue = get_context("fork").Queue()
     spec = (_free_port(), world_size, fn, args, queue)
-    processes = start_processes(_entry, spec, nprocs=world_size, start_method="fork", join=False)  # type: ignore[no-untyped-call]
+    processes = start_processes(_entry, spec, nprocs=world_size, start_method="fork", join=False)
     results: dict[int, Any] = {}
     deadline = time.monotonic() + timeout
     while len(results) < world_size:

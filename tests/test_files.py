@@ -11,9 +11,14 @@ from impact_lightning.files import atomic_write, link_or_copy
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), atomic_write(path) as file:
-        file.write(b"ne")
-        raise OSError("disk full")
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            file.write(b"ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 

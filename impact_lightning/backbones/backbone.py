@@ -20,6 +20,8 @@ from impact_lightning.types import UserError
 
 from .sites import check_supported, unwrap
 
+ModelArgs = dict[str, int | float | bool | str | None]
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -38,7 +40,7 @@ class Backbone:
     name: str
     pretrained: bool = False
     weights: Path | None = None
-    model_args: dict[str, int | float | bool | str | None] = field(default_factory=dict)
+    model_args: ModelArgs = field(default_factory=dict)
     num_classes: int | None = None
 
     def build(self) -> VisionTransformer:

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.data import Mixup
-from timm.optim import param_groups_weight_decay
+from timm.data.mixup import Mixup
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported without saying so
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from impact_lightning.backbones.backbone import Backbone, fingerprint
-from impact_lightning.metrics import ExactMean, TopKAccuracy, wilson
+from impact_lightning.metrics import ClassifierScores
 from impact_lightning.ranks import all_sum
 from impact_lightning.results import Interval, Null, Record
 from impact_lightning.types import ImageBatch, UserError
@@ -86,21 +86,19 @@ class LitClassifier(LightningModule):
         self.lr_floor = lr_floor
         self.label_smoothing = label_smoothing
         self.model = replace(backbone, num_classes=n_classes).build()
-        self.mixup = mixing and Mixup(
-            mixing.mixup,
-            mixing.cutmix,
-            prob=mixing.probability,
-            label_smoothing=label_smoothing,
-            num_classes=n_classes,
-        )
+        self.mixup: Mixup | None = None
+        if mixing is not None:
+            alphas = (mixing.mixup, mixing.cutmix)
+            self.mixup = Mixup(*alphas, prob=mixing.probability, label_smoothing=label_smoothing, num_classes=n_classes)
         self._freeze(train_only)
+        self.strict_loading = train_only is None  # frozen keys are missing; `on_load_checkpoint` checks the others
         self.ema: AveragedModel | None = None
         if ema_decay is not None:
             self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
             self.ema.requires_grad_(False)  # or ranks would wait for its gradients
         self.records: list[Record] = []
-        self.val_scores = _Scores(n_classes)
-        self.test_scores = _Scores(n_classes)
+        self.val_scores = ClassifierScores(n_classes)
+        self.test_scores = ClassifierScores(n_classes)
 
     def _freeze(self, train_only: list[str] | None) -> None:
         if train_only is None:
@@ -135,7 +133,8 @@ class LitClassifier(LightningModule):
         """Return the mean cross-entropy of this rank's images."""
         images, targets = batch.images, batch.labels
         if len(images) == 0:  # every image of the batch was damaged and left out
-            return self.model(images.new_zeros(1, *images.shape[1:])).sum() * 0.0
+            nothing: Tensor = self.model(images.new_zeros(1, *images.shape[1:])).sum() * 0.0
+            return nothing
         smoothing = self.label_smoothing
         if self.mixup is not None:
             if len(images) % 2:
@@ -145,13 +144,19 @@ class LitClassifier(LightningModule):
         logits = self.model(images)
         with torch.autocast(logits.device.type, enabled=False):
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # the mean over ranks costs a collective
-            both = all_sum(torch.stack([loss.detach() * len(images), loss.new_tensor(len(images))]))
-            self.log("train/loss", both[0] / both[1], prog_bar=True, rank_zero_only=True)
-            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
-        if not torch.isfinite(loss):
-            raise UserError(f"the training loss is {loss.item()} at step {self.global_step}: lower model.lr")
+        self._log_loss(loss.detach(), len(images))
         return loss
+
+    def _log_loss(self, loss: Tensor, n: int) -> None:
+        """Log the mean over all ranks, when it is due: it costs a collective, and looking at it waits for the GPU."""
+        trainer: Any = self.trainer
+        if (self.global_step + 1) % trainer.log_every_n_steps:
+            return
+        total, count = all_sum(torch.stack([loss * n, loss.new_tensor(n)]))
+        if not torch.isfinite(total):
+            raise UserError(f"the training loss is {float(total / count)} at step {self.global_step}: lower model.lr")
+        self.log("train/loss", total / count, prog_bar=True, rank_zero_only=True)
+        self.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Let the average follow every step, before any checkpoint can be written."""
@@ -219,15 +224,10 @@ class LitClassifier(LightningModule):
 
     # --------------------------------------------------------------------------------------------- checkpoints
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """Return the state without frozen parameters: they come from where they came from."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if name not in self._frozen}
-
-    @property
-    def strict_loading(self) -> bool:
-        """Tell Lightning that keys may be missing; `on_load_checkpoint` checks which."""
-        return not self._frozen
 
     @property
     def _frozen(self) -> set[str]:
@@ -257,35 +257,3 @@ class LitClassifier(LightningModule):
     def _frozen_fingerprint(self) -> str | None:
         frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
         return fingerprint(frozen) if frozen else None
-
-
-class _Scores(nn.Module):
-    """Loss and top-k accuracies of one split."""
-
-    def __init__(self, n_classes: int) -> None:
-        super().__init__()
-        ks = (1, 5) if n_classes > 5 else (1,)
-        self.top = nn.ModuleDict({f"top{k}": TopKAccuracy(n_classes, k) for k in ks})
-        self.loss = ExactMean()
-        self.squared_loss = ExactMean()
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add the logits `(B, C)` and labels `(B,)` of one batch."""
-        losses = F.cross_entropy(logits.float(), labels, reduction="none").double()  # (B,)
-        self.loss.update(losses)
-        self.squared_loss.update(losses**2)
-        for metric in self.top.values():
-            metric.update(logits, labels)
-
-    def compute(self) -> dict[str, dict[str, float]]:
-        """Return value, number of samples and 95 % interval of every score over all ranks, and start anew."""
-        scores = {name: {key: float(x) for key, x in metric.compute().items()} for name, metric in self.top.items()}
-        for score in scores.values():
-            score["low"], score["high"] = wilson(score["value"] * score["n"], int(score["n"]))
-        n = scores["top1"]["n"]
-        loss, squared = float(self.loss.compute()), float(self.squared_loss.compute())
-        half = 1.96 * math.sqrt(max(0.0, squared - loss**2) / n) if n else math.nan
-        scores["loss"] = {"value": loss, "n": n, "low": loss - half, "high": loss + half}
-        for metric in (self.loss, self.squared_loss, *self.top.values()):
-            metric.reset()
-        return scores

@@ -140,6 +140,10 @@ class ImageData(ImageDataModule):
             return super().eval_order(data)
         return ShardEvalOrder(len(data), self.eval_batch_size, lanes=rank_and_world()[1] * max(self.workers, 1))
 
+    def sample_name(self, name: Split, index: int) -> str:
+        """Return the file of an image, or its place in one."""
+        return self.split(name).name(index)
+
     def protocol(self) -> dict[str, Any]:
         """Return the constants under which numbers on this data are made."""
         return {**self.preprocess.resolved, **super().protocol(), "limit": self.limit}

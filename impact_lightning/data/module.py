@@ -34,6 +34,8 @@ class ImageDataModule(LightningDataModule):
         for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1)):
             if value < least:
                 raise UserError(f"data.{name} must be at least {least}, got {value}")
+        if seed < 0:
+            raise UserError(f"data.seed must not be negative, got {seed}")
         if workers < 0:
             raise UserError(f"data.workers must not be negative, got {workers}")
         self.batch_size = batch_size

@@ -63,7 +63,7 @@ class TarSource:
         if not members:
             raise UserError(f"{root}: no images in its tar files; they end in {' '.join(EXTENSIONS)}")
         self.root = root
-        members = sorted(members, key=lambda member: natural_key(member.name))  # as timm sorts
+        members = sorted(members, key=lambda member: (natural_key(member.tar.name), natural_key(member.name)))
         self.tars = sorted({member.tar for member in members})
         numbers = [member.label for member in members if isinstance(member.label, int)]
         folders = {member.label for member in members if isinstance(member.label, str)}

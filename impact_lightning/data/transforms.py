@@ -109,6 +109,11 @@ class FlipCrop(Augment):
 
     pad: int = 4
 
+    def __post_init__(self) -> None:
+        """Refuse a negative shift."""
+        if self.pad < 0:
+            raise UserError(f"data.augment.pad must not be negative, got {self.pad}")
+
     def transform(self, preprocess: Preprocess, seed: int) -> Transform:
         """Return the transform for evaluation, then a flip and a shift."""
         evaluate = EvalTransform(preprocess)
@@ -139,6 +144,15 @@ class RandomResizedCrop(Augment):
     scale: tuple[float, float] = (0.08, 1.0)
     auto_augment: str | None = None
     color_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse shares that no crop has, and policies that timm does not know."""
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UserError(f"data.augment.scale must rise within (0, 1], got {self.scale}")
+        try:
+            create_transform(224, is_training=True, auto_augment=self.auto_augment)
+        except (AssertionError, ValueError, KeyError) as error:
+            raise UserError(f"data.augment.auto_augment: timm has no policy {self.auto_augment} ({error})") from error
 
     def transform(self, preprocess: Preprocess, seed: int) -> Transform:
         """Return timm's transform, whose random numbers are seeded for each sample."""

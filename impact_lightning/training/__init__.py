@@ -1,0 +1,1 @@
+"""Lightning callbacks that every run has: checkpoints, seeds, progress, results."""

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
 from impact_lightning.files import atomic_write, link_or_copy
+from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.types import UserError
 
 
@@ -122,7 +123,7 @@ class Checkpoint(CheckpointCallback):
             return
         improved = self._improved(trainer)
         self._save(trainer)
-        if improved and trainer.is_global_zero and not trainer.fast_dev_run:
+        if improved and trainer.is_global_zero and not is_rehearsal(trainer):
             link_or_copy(self.last, self.best)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,16 +138,14 @@ class Checkpoint(CheckpointCallback):
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise UserError(f"checkpoint.monitor: no metric {self.monitor!r} was logged; there are: {known}")
         score = float(trainer.callback_metrics[self.monitor])
-        better = self.best_score is None or (
-            score > self.best_score if self.mode == "max" else score < self.best_score
-        )
+        better = self.best_score is None or (score > self.best_score if self.mode == "max" else score < self.best_score)
         if better and not math.isnan(score):
             self.best_score = score
             return True
         return False
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if is_rehearsal(trainer):
             return
         self._saved_step = trainer.global_step
         self._saved_time = time.monotonic()

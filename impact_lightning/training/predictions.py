@@ -2,52 +2,59 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from impact_lightning.files import atomic_write
 from impact_lightning.ranks import rank_and_world
+from impact_lightning.training.rehearsal import is_rehearsal
 
 
-class PredictionWriter(BasePredictionWriter):
+Row = tuple[int, int, int, float]  # index, label, most probable class, its probability
+
+
+class PredictionWriter(Callback):
     """Write the most probable class of every image, in the order of the data set."""
 
     def __init__(self) -> None:
-        super().__init__(write_interval="epoch")
+        self.rows: list[Row] = []
 
-    def write_on_epoch_end(
-        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Collect the predictions of all ranks and write them once."""
-        rows = [row for prediction in predictions for row in _rows(prediction)]
+        """Keep the rows of one batch, if the module predicts classes."""
+        if isinstance(outputs, Mapping) and "probability" in outputs:
+            self.rows += rows_of(outputs)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect the rows of all ranks and write them once."""
         rank, world = rank_and_world()
-        parts: list[list[tuple[int, int, int, float]]] = [rows]
+        parts = [self.rows]
         if world > 1:
             parts = [[] for _ in range(world)]
-            dist.all_gather_object(parts, rows)
-        if rank != 0 or trainer.fast_dev_run:
+            dist.all_gather_object(parts, self.rows)
+        if rank != 0 or is_rehearsal(trainer):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["index", "sample", "label", "predicted", "probability"])
         for index, label, guess, probability in sorted(row for part in parts for row in part):
-            names = data.class_names
-            writer.writerow([index, data.sample_name("predict", index), names[label], names[guess], f"{probability:.6f}"])
+            label_name, guess_name = data.class_names[label], data.class_names[guess]
+            writer.writerow([index, data.sample_name("predict", index), label_name, guess_name, f"{probability:.6f}"])
         path = Path(trainer.default_root_dir) / "predictions.csv"
         with atomic_write(path) as file:
             file.write(text.getvalue().encode())
-        print(f"predictions of {index + 1:,} images: {path}" if any(parts) else f"no image to predict: {path}")
+        print(f"predictions of {sum(map(len, parts)):,} images: {path}")
 
 
-def _rows(prediction: dict[str, torch.Tensor]) -> list[tuple[int, int, int, float]]:
-    """Return (index, label, best class, its probability) of each image of a batch."""
+def rows_of(prediction: Mapping[str, Tensor]) -> list[Row]:
+    """Return one row for each image of a batch."""
     best = prediction["probability"].max(1)
     return list(
         zip(

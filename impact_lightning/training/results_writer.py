@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from impact_lightning.results import Record, write_results
+from impact_lightning.training.rehearsal import is_rehearsal
+from impact_lightning.training.tracking import wandb_runs
 
 
 @runtime_checkable
@@ -22,13 +24,12 @@ class ResultsWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, track and show the records of the module."""
-        if not trainer.is_global_zero or not isinstance(pl_module, Measured) or trainer.fast_dev_run:
+        if not trainer.is_global_zero or not isinstance(pl_module, Measured) or is_rehearsal(trainer):
             return
         path = Path(trainer.default_root_dir) / "results.json"
         write_results(path, pl_module.records)
-        for logger in trainer.loggers:
-            if type(logger).__name__ == "WandbLogger":  # not imported: wandb need not be installed
-                _track(logger.experiment, pl_module.records)
+        for run in wandb_runs(trainer):
+            _track(run, pl_module.records)
         Console().print(records_table(pl_module.records))
 
 
@@ -51,7 +52,19 @@ def _track(run: Any, records: list[Record]) -> None:
     """Log the records as one table of a W&B run."""
     import wandb
 
-    columns = ["measure", "of", "value", "low", "high", "null", "n", "seed", "weights", "data", "protocol"]
+    columns: list[str | int] = [
+        "measure",
+        "of",
+        "value",
+        "low",
+        "high",
+        "null",
+        "n",
+        "seed",
+        "weights",
+        "data",
+        "protocol",
+    ]
     rows = [
         [
             *(record.measure, record.of, record.value),

@@ -5,8 +5,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from impact_lightning.backbones import Backbone
+from impact_lightning.backbones.backbone import ModelArgs
 
-KINDS: dict[str, dict[str, int | float | bool | str | None]] = {
+KINDS: dict[str, ModelArgs] = {
     "deit3_small_patch16_224": {"init_values": 0.1},  # LayerScale, no class token in the position embedding
     "deit3_base_patch16_224": {"init_values": 0.1},
     "vit_base_patch16_224": {},
@@ -24,7 +25,7 @@ KINDS: dict[str, dict[str, int | float | bool | str | None]] = {
 
 def tiny(name: str = "deit3_small_patch16_224", *, depth: int = 2, seed: int = 0) -> VisionTransformer:
     """Build a small model of this kind in evaluation mode, every parameter random and of a size that matters."""
-    size: dict[str, int | float | bool | str | None] = {
+    size: ModelArgs = {
         "img_size": 24,
         "patch_size": 8,
         "embed_dim": 32,
@@ -34,7 +35,7 @@ def tiny(name: str = "deit3_small_patch16_224", *, depth: int = 2, seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():  # timm starts class tokens, biases and LayerScale at nearly nothing
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     return model
 
 

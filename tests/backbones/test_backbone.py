@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from impact_lightning.backbones import Backbone, fingerprint
+from impact_lightning.backbones.backbone import ModelArgs
 from tests.backbones import random_images, tiny
 
-SMALL: dict[str, int | float | bool | str | None] = {
+SMALL: ModelArgs = {
     "img_size": 24,
     "patch_size": 8,
     "embed_dim": 32,
@@ -50,8 +51,8 @@ def test_a_configuration_is_read_into_a_backbone() -> None:
           num_classes: 10
           model_args: {depth: 6, init_values: 0.1, qk_norm: true, global_pool: avg, norm_layer: null}
     """
-    backbone = parser.instantiate_classes(parser.parse_string(config)).backbone
-    model_args = {"depth": 6, "init_values": 0.1, "qk_norm": True, "global_pool": "avg", "norm_layer": None}
+    backbone = parser.instantiate(parser.parse_string(config)).backbone
+    model_args: ModelArgs = {"depth": 6, "init_values": 0.1, "qk_norm": True, "global_pool": "avg", "norm_layer": None}
     assert backbone == Backbone("vit_tiny_patch16_224", False, Path("w.safetensors"), model_args, 10)
     assert backbone.model_args["qk_norm"] is True  # and not 1
 
@@ -181,7 +182,8 @@ def test_fingerprints_tell_one_changed_bit() -> None:
     model = tiny()
     before = fingerprint(model)
     with torch.no_grad():
-        model.head.bias[0] = torch.nextafter(model.head.bias[0], torch.tensor(10.0))
+        bias = model.get_parameter("norm.bias")
+        bias[0] = torch.nextafter(bias[0], torch.tensor(10.0))
     assert fingerprint(model) != before
 
 

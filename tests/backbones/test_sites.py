@@ -1,9 +1,12 @@
 """Sites name the same places in every architecture, and other architectures are refused by name."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
-from torch import nn
+from timm.layers.attention import Attention
+from torch import Tensor, nn
 
 from impact_lightning.backbones import Site, capture, check_supported, expand_sites, site_names, site_width
 from tests.backbones import KINDS, random_images, tiny
@@ -73,15 +76,20 @@ def test_an_unknown_site_names_the_closest_and_the_number_of_blocks(pattern: str
     ],
 )
 def test_other_architectures_are_refused_by_name(name: str, class_name: str, missing: str) -> None:
-    with torch.device("meta"):  # nothing is allocated
-        model = timm.create_model(name)
+    model = timm.create_model(name)
     with pytest.raises(ValueError, match=f"{class_name}, .*{missing}"):
         check_supported(model)
 
 
-def test_differential_attention_is_refused() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", depth=1, attn_layer="diff")
-    with pytest.raises(ValueError, match=r"blocks\.0\.attn is a .*DiffAttention"):
+class AttentionOfItsOwn(Attention):  # type: ignore[misc]
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        return x
+
+
+def test_attention_with_a_forward_of_its_own_is_refused() -> None:
+    model = tiny()
+    model.get_submodule("blocks.0").attn = AttentionOfItsOwn(32)
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn is a .*AttentionOfItsOwn, .* a forward of its own"):
         check_supported(model)
 
 

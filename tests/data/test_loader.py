@@ -21,9 +21,11 @@ class Numbers:
         self.fingerprint = f"numbers {rows}"
 
     def __len__(self) -> int:
+        """Return the number of pictures."""
         return self.rows
 
     def __getitems__(self, keys: list[Key]) -> Fetched:
+        """Return one batch."""
         if self.fatal in {key.index for key in keys}:
             raise UserError("photo 7 cannot be read")
         index = torch.tensor([key.index for key in keys if key.index not in self.damaged], dtype=torch.int64)

@@ -8,7 +8,7 @@ from impact_lightning.types import UserError
 
 
 def epoch_of(order: TrainOrder, epoch: int) -> list[int]:
-    return np.concatenate([order.rows_at(epoch, step) for step in range(len(order))]).tolist()
+    return [int(row) for step in range(len(order)) for row in order.rows_at(epoch, step)]
 
 
 def test_an_epoch_covers_every_row_once_but_for_less_than_a_batch() -> None:

@@ -2,17 +2,19 @@
 
 import json
 import logging
-from itertools import islice
+from collections.abc import Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from impact_lightning.data.images import ImageData
-from impact_lightning.data.streams import ShardEvalOrder, ShardOrder
+from impact_lightning.data.loader import TrainLoader
+from impact_lightning.data.streams import Read, ShardEvalOrder, ShardOrder
 from impact_lightning.data.transforms import Preprocess
 from impact_lightning.data.webdataset import WebDatasetSource
-from impact_lightning.types import UserError
+from impact_lightning.types import Key, UserError
 from tests.data.pictures import jpeg, table, write_shards, write_tar
 from tests.distributed import run_distributed
 
@@ -46,8 +48,8 @@ def test_every_reader_goes_through_its_own_shards_from_front_to_back(ranks: int,
             steps = range(worker, len(plan), workers)
             rows = [int(row) for step in steps for row in plan.rows_at(0, step)[rank::ranks]]
             shards = [shard_of(row) for row in rows]
-            assert len(set(shards)) == 1 + sum(a != b for a, b in zip(shards, shards[1:], strict=False))
-            assert all(b == a + 1 for a, b in zip(rows, rows[1:], strict=False) if shard_of(a) == shard_of(b))
+            assert len(set(shards)) == 1 + sum(a != b for a, b in pairwise(shards))
+            assert all(b == a + 1 for a, b in pairwise(rows) if shard_of(a) == shard_of(b))
             seen.append(set(shards))
     assert sum(map(len, seen)) <= len(LENGTHS) + ranks * workers - 1  # only neighbours share a shard
 
@@ -91,6 +93,12 @@ def make(root: Path, source: Any, **settings: Any) -> ImageData:
 SOURCES = pytest.mark.parametrize("source", [webdataset, hub])
 
 
+def train_loader(data: ImageData) -> TrainLoader:
+    """Return a loader at the beginning; the DataModule would continue where its last one stood."""
+    images = data.split("train")
+    return TrainLoader(images, data.train_order(images), workers=data.workers)
+
+
 def index_of(loader: Any, epochs: int = 1) -> list[list[int]]:
     return [batch.index.tolist() for _ in range(epochs) for batch in loader]
 
@@ -100,7 +108,7 @@ def index_of(loader: Any, epochs: int = 1) -> list[list[int]]:
 def test_streams_give_the_samples_of_their_order(source: Any, workers: int, tmp_path: Path) -> None:
     data = source(tmp_path, workers=workers)
     plan = order(workers=max(workers, 1))
-    batches = [batch for _ in range(2) for batch in data.train_dataloader()]
+    batches = [batch for _ in range(2) for batch in train_loader(data)]
     expected = [plan.rows_at(0, step).tolist() for step in range(len(plan))]
     assert [batch.index.tolist() for batch in batches[: len(plan)]] == expected
     assert all((batch.labels == batch.index % 2).all() for batch in batches)
@@ -108,20 +116,14 @@ def test_streams_give_the_samples_of_their_order(source: Any, workers: int, tmp_
     for batch in batches[:3]:
         for image, row in zip(batch.images, batch.index.tolist(), strict=True):
             assert reader.source[row].data == jpeg(row)
-            assert (reader.__getitems__([_key(row)]).batch.images[0] == image).all()
-
-
-def _key(row: int) -> Any:
-    from impact_lightning.types import Key
-
-    return Key(0, row)
+            assert (reader.__getitems__([Key(0, row)]).batch.images[0] == image).all()
 
 
 @SOURCES
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_ranks_take_equal_steps_and_repeat_nothing(source: Any, workers: int, tmp_path: Path) -> None:
     data = source(tmp_path, workers=workers)
-    first, second = run_distributed(lambda rank: index_of(data.train_dataloader()))
+    first, second = run_distributed(lambda rank: index_of(train_loader(data)))
     assert len(first) == len(second) == len(order(2, max(workers, 1)))
     rows = [row for batch in first + second for row in batch]
     assert len(rows) == len(set(rows))
@@ -141,26 +143,29 @@ def test_evaluation_sees_every_sample_once(source: Any, workers: int, world: int
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_equals_an_uninterrupted_run(source: Any, workers: int, tmp_path: Path) -> None:
     data = source(tmp_path, workers=workers)
-    whole = index_of(data.train_dataloader(), 2)
-    first = data.train_dataloader()
+    whole = index_of(train_loader(data), 2)
+    first = train_loader(data)
     seen = [batch.index.tolist() for batch in islice(first, 3)]
-    resumed = data.train_dataloader()
+    resumed = train_loader(data)
     resumed.load_state_dict(first.state_dict())
     assert seen + index_of(resumed, 2) == whole
 
 
 def test_refuses_to_resume_with_other_readers(tmp_path: Path) -> None:
-    state = webdataset(tmp_path).train_dataloader().state_dict()
-    with pytest.raises(UserError, match="another order: .*workers=1.*workers=2"):
-        make(tmp_path, "wds", workers=2).train_dataloader().load_state_dict(state)
+    state = train_loader(webdataset(tmp_path)).state_dict()
+    with pytest.raises(UserError, match=r"another order: .*workers=1.*workers=2"):
+        train_loader(make(tmp_path, "wds", workers=2)).load_state_dict(state)
 
 
 def test_a_shard_is_opened_once_per_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
     samples = WebDatasetSource.samples
-    monkeypatch.setattr(
-        WebDatasetSource, "samples", lambda self, shard, start: opened.append(shard) or samples(self, shard, start)
-    )
+
+    def observed(self: WebDatasetSource, shard: int, start: int) -> Iterator[Read]:
+        opened.append(shard)
+        return samples(self, shard, start)
+
+    monkeypatch.setattr(WebDatasetSource, "samples", observed)
     index_of(webdataset(tmp_path).train_dataloader())
     assert sorted(opened) == list(range(len(LENGTHS)))
 

@@ -23,7 +23,11 @@ def picture(h: int, w: int) -> Image.Image:
 @pytest.mark.parametrize("shape", [(224, 224), (300, 250), (100, 333)])
 @pytest.mark.parametrize(
     "preprocess",
-    [*(Preprocess(of=name) for name in MODELS), Preprocess(size=32, crop_pct=1.0), Preprocess(interpolation="bilinear")],
+    [
+        *(Preprocess(of=name) for name in MODELS),
+        Preprocess(size=32, crop_pct=1.0),
+        Preprocess(interpolation="bilinear"),
+    ],
     ids=lambda preprocess: str(preprocess.of),
 )
 def test_bytes_normalised_later_equal_the_transform_of_timm(preprocess: Preprocess, shape: tuple[int, int]) -> None:
@@ -109,10 +113,23 @@ def test_an_augmented_image_depends_on_seed_epoch_and_sample_alone(augment: Augm
 
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_the_random_numbers_of_the_process_are_left_alone(augment: Augment) -> None:
-    before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()  # type: ignore[union-attr, index]
+    before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()  # type: ignore[index]
     augment.transform(Preprocess(size=24), seed=0)(picture(40, 50), HERE)
-    after = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()  # type: ignore[union-attr, index]
+    after = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()  # type: ignore[index]
     assert before == after
+
+
+@pytest.mark.parametrize("policy", ["nothing", "rand-x9"])
+def test_an_unknown_policy_is_refused(policy: str) -> None:
+    with pytest.raises(UserError, match=f"timm has no policy {policy}"):
+        RandomResizedCrop(auto_augment=policy)
+
+
+def test_shifts_and_crops_that_no_image_has_are_refused() -> None:
+    with pytest.raises(UserError, match="data.augment.pad must not be negative, got -1"):
+        FlipCrop(pad=-1)
+    with pytest.raises(UserError, match="data.augment.scale must rise"):
+        RandomResizedCrop(scale=(0.5, 0.1))
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"crop_pct": 0.0}, {"crop_pct": 1.5}])

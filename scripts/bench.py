@@ -1,0 +1,53 @@
+"""Benchmarks: every hot path beside the arithmetic or the bytes that it cannot avoid, measured in the same run.
+
+    python scripts/bench.py NAME [--json] [--OPTION VALUE ...]
+
+`--json` prints one JSON object with at least `name`, a figure, its floor, their `ratio` and the `setup`; where a
+benchmark has several parts, they stand in a list under `parts` and the object's own figure is the first one's.
+"""
+
+import argparse
+import inspect
+import json
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from bench_images import images
+from bench_scenes import scenes
+from bench_taps import taps
+
+BENCHMARKS: dict[str, Callable[..., Sequence[dict[str, Any]]]] = {"taps": taps, "images": images, "scenes": scenes}
+
+
+def machine() -> dict[str, Any]:
+    """Return what a figure depends on besides the code."""
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "gpu": gpu, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def main() -> None:
+    """Run one benchmark; its options are the arguments of its function."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="name", required=True)
+    for name, function in BENCHMARKS.items():
+        verb = verbs.add_parser(name, help=(inspect.getdoc(function) or "").split("\n")[0])
+        verb.add_argument("--json", action="store_true", help="print one JSON object")
+        for option in inspect.signature(function).parameters.values():
+            kind = type(option.default) if option.default is not None else str
+            verb.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
+    options = vars(parser.parse_args())
+    name, as_json = options.pop("name"), options.pop("json")
+    parts = [{**part, "setup": {**machine(), **part.get("setup", {})}} for part in BENCHMARKS[name](**options)]
+    if as_json:
+        print(json.dumps({**parts[0], **({"parts": parts} if len(parts) > 1 else {})}))
+        return
+    for part in parts:
+        figures = {key: value for key, value in part.items() if isinstance(value, int | float)}
+        print(part["name"].ljust(40), "  ".join(f"{key} {value:,.3f}" for key, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

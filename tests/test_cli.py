@@ -1,0 +1,278 @@
+"""The command line does what the README says, and a mistake ends in one message."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from impact_lightning.cli import main
+from impact_lightning.results import read_results
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
+RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of noise: two classes, train and test."""
+    root = tmp_path_factory.mktemp("pictures")
+    noise = torch.randint(256, (32, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    for number, pixels in enumerate(noise):
+        folder = root / ("test" if number % 4 == 0 else "train") / ("cat" if number % 8 < 4 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("fitted")
+    main(["fit", f"--config={TINY}", f"--run={run}", "--trainer.max_epochs=1"])
+    return run
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Return the one message with which a command ends in exit code 2."""
+    with pytest.raises(SystemExit) as ending:
+        main(list(words))
+    assert ending.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("error: ")
+    assert "Traceback" not in message
+    return message
+
+
+def in_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+# ------------------------------------------------------------------------------------------------------- verbs
+
+
+def test_version_is_answered_without_importing_torch() -> None:
+    code = """
+import sys; sys.argv = ["impact_lightning", "--version"]
+from impact_lightning.__main__ import main; main()
+print("torch" in sys.modules)
+"""
+    version, has_torch = in_python(code).split("\n")[:2]
+    assert version.startswith("impact_lightning ")
+    assert has_torch == "False"
+
+
+def test_help_names_every_verb_and_imports_nothing_that_it_does_not_need() -> None:
+    code = """
+import sys; from impact_lightning.cli import main
+try: main(["fit", "--help"])
+except SystemExit: pass
+try: main(["--help"])
+except SystemExit: pass
+print([name for name in ("h5py", "datasets", "sklearn") if name in sys.modules])
+"""
+    out = in_python(code)
+    assert out.strip().endswith("[]")
+    assert all(verb in out for verb in ("fit", "validate", "test", "predict", "--run", "--ckpt_path"))
+
+
+def test_the_maths_imports_without_wandb_and_jsonargparse() -> None:
+    code = """
+import sys, pkgutil, importlib; sys.modules.update(wandb=None, jsonargparse=None)
+import impact_lightning
+for module in pkgutil.walk_packages(impact_lightning.__path__, "impact_lightning."):
+    if not module.name.endswith((".cli", ".__main__")):
+        importlib.import_module(module.name)
+"""
+    in_python(code)
+
+
+def test_fit_then_test_then_predict(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = "--ckpt_path=best"
+    main(["test", f"--config={TINY}", f"--run={fitted}", checkpoint])
+    main(["predict", f"--config={TINY}", f"--run={fitted}", checkpoint])
+    capsys.readouterr()
+    top1 = next(record for record in read_results(fitted / "results.json") if record.measure == "top1")
+    lines = (fitted / "predictions.csv").read_text().splitlines()
+    right = sum(line.split(",")[2] == line.split(",")[3] for line in lines[1:])
+    assert len(lines) == 1 + top1.n
+    assert right / top1.n == pytest.approx(top1.value)
+    assert top1.null is not None
+    assert top1.interval is not None
+
+
+def test_the_saved_configuration_runs_again_and_test_leaves_it_alone(fitted: Path, tmp_path: Path) -> None:
+    before = (fitted / "fit.yaml").read_text()
+    main(["test", f"--config={TINY}", f"--run={fitted}", "--ckpt_path=last"])
+    assert (fitted / "fit.yaml").read_text() == before
+    main(["fit", f"--config={fitted / 'fit.yaml'}", f"--run={tmp_path}"])
+    first, second = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (fitted, tmp_path)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_several_configurations_merge_from_left_to_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model:\n  init_args:\n    weight_decay: 0.125\ndata:\n  init_args:\n    batch_size: 16\n")
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={TINY}", f"--config={overlay}", "--data.batch_size=32", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["init_args"]["weight_decay"] == 0.125
+    assert config["model"]["init_args"]["lr"] == 1e-3
+    assert config["data"]["init_args"]["batch_size"] == 32
+
+
+def test_wandb_offline_needs_one_line_and_no_account(
+    tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    main(
+        [
+            *("test", f"--config={TINY}", f"--run={tmp_path / 'tracked'}", "--trainer.logger=WandbLogger"),
+            f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}",
+        ]
+    )
+    import wandb
+
+    wandb.finish()
+    assert list((tmp_path / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+# ----------------------------------------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs(recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = "{img_size: 32, patch_size: 16, embed_dim: 24, depth: 2, num_heads: 3}"
+    words = [
+        *("fit", f"--config={ROOT / recipe}", f"--run={tmp_path}", "--trainer.fast_dev_run=1"),
+        *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true", "--data.batch_size=4"),
+        *("--data.workers=0", "--data.eval_batch_size=4", f"--model.backbone.model_args={small}"),
+    ]
+    if "ImageData" in (ROOT / recipe).read_text():
+        words += [f"--data.root={pictures}", "--model.backbone.pretrained=false", "--data.preprocess.size=32"]
+    main(words)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_complete(recipe: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = [f"--data.root={pictures}"] if "ImageData" in (ROOT / recipe).read_text() else []
+    with pytest.raises(SystemExit) as ending:
+        main(["fit", f"--config={ROOT / recipe}", *root, "--print_config"])
+    assert not ending.value.code
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["checkpoint"]["monitor"] == "val/top1"
+
+
+@pytest.mark.parametrize("part", sorted(path.name for path in ROOT.glob("configs/trainer/*.yaml")))
+def test_every_overlay_parses(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        main(["fit", f"--config={TINY}", f"--config={ROOT / 'configs' / 'trainer' / part}", "--print_config"])
+    assert not ending.value.code
+
+
+# ---------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_a_wrong_key_on_the_command_line_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    message = said(capsys, "fit", f"--config={TINY}", "--model.init_args.lrr=3")
+    assert "'lrr'" in message
+    assert "on the command line" in message
+
+
+def test_a_wrong_key_in_a_file_is_named_with_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("trainer:\n  max_epoch: 3\n")
+    assert f"max_epoch' ({bad}, line 2)" in said(capsys, "fit", f"--config={TINY}", f"--config={bad}")
+
+
+def test_a_wrong_type_is_named_with_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("model:\n  init_args:\n    lr: fast\n")
+    message = said(capsys, "fit", f"--config={TINY}", f"--config={bad}")
+    assert '"lr": Expected a float. Got value: fast' in message
+    assert f"{bad}, line 3" in message
+
+
+def test_a_missing_configuration_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.yaml cannot be read" in said(capsys, "fit", "--config=nowhere.yaml")
+
+
+def test_broken_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("trainer: [\n")
+    assert f"{bad} is not valid YAML" in said(capsys, "fit", f"--config={bad}")
+
+
+def test_an_unknown_class_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown class 'LitClasifier'" in said(capsys, "fit", f"--config={TINY}", "--model=LitClasifier")
+
+
+def test_an_unknown_factor_is_named_with_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = said(capsys, "fit", f"--config={TINY}", "--data.label=[colour]", f"--run={tmp_path}")
+    assert "data.label" in message
+    assert "'colour'" in message
+    assert "object_hue" in message
+
+
+def test_an_unknown_model_is_named_with_its_neighbours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = said(capsys, "fit", f"--config={TINY}", "--model.backbone.name=vit_tny_patch16_224", f"--run={tmp_path}")
+    assert "vit_tiny_patch16_224" in message
+
+
+def test_no_verb_and_a_wrong_verb_are_answered_with_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "fit" in said(capsys)
+    assert "fit" in said(capsys, "train")
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (fitted / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert "--ckpt_path last" in said(capsys, "fit", f"--config={TINY}", f"--run={fitted}")
+    assert (fitted / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = said(capsys, "test", f"--config={TINY}", f"--run={tmp_path}", "--ckpt_path=best")
+    assert f"{tmp_path}/checkpoints/best.ckpt" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"half a checkpoint", "cut"])
+def test_a_damaged_checkpoint_is_named(
+    content: bytes | str, fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged.ckpt"
+    whole = (fitted / "checkpoints" / "last.ckpt").read_bytes()
+    damaged.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
+    message = said(capsys, "test", f"--config={TINY}", f"--run={tmp_path}", f"--ckpt_path={damaged}")
+    assert f"{damaged} is damaged" in message
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_names(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = said(
+        capsys,
+        *("test", f"--config={TINY}", f"--run={tmp_path}", f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}"),
+        "--model.backbone.model_args={img_size: 16, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3}",
+    )
+    assert "does not fit" in message
+    assert "48" in message
+
+
+def test_a_batch_that_does_not_divide_over_the_images_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "batch_size 999" in said(capsys, "fit", f"--config={TINY}", "--data.batch_size=999", f"--run={tmp_path}")
+
+
+def test_a_monitor_that_is_not_logged_is_named_with_those_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = said(capsys, "fit", f"--config={TINY}", "--checkpoint.monitor=val/top2", f"--run={tmp_path}")
+    assert "val/top2" in message
+    assert "val/top1" in message
