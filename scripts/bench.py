@@ -10,7 +10,7 @@ import argparse
 import inspect
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from bench_images import images
 from bench_scenes import scenes
 from bench_taps import taps
 
-BENCHMARKS: dict[str, Callable[..., Sequence[dict[str, Any]]]] = {"taps": taps, "images": images, "scenes": scenes}
+BENCHMARKS: dict[str, Callable[..., Sequence[Mapping[str, Any]]]] = {"taps": taps, "images": images, "scenes": scenes}
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The classifier: train or fine-tune a vision transformer, and measure how often it is right."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class LitClassifier(LightningModule):
         train_only: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters({"n_classes": n_classes, "backbone": asdict(backbone)})
+        self.save_hyperparameters()
         self.backbone_config = backbone
         self.n_classes = n_classes
         self.lr = lr

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,9 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; of hyper-parameters that are objects, their plain content."""
+        if "hyper_parameters" in checkpoint:
+            checkpoint["hyper_parameters"] = plain(checkpoint["hyper_parameters"])
         try:
             with atomic_write(Path(path)) as file:
                 torch.save(checkpoint, file)
@@ -39,6 +42,17 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """Return paths as strings and data classes as dicts, all the way down: what is read without running code."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""The n-th largest of numbers that are spread over ranks, found by counting 16-bit digits."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+AllSum = Callable[[Tensor], Tensor]
+DIGIT = 16
+
+
+class Cut(NamedTuple):
+    """The n-th largest number, and what is needed to keep exactly n of them."""
+
+    bits: int
+    n_above: int
+    n_equal: int
+
+
+def nth_largest(bits: Tensor, n: int, all_sum: AllSum) -> Cut | None:
+    """Return the n-th largest of all ranks' `bits`, or None when they are fewer than n.
+
+    Fixed shapes and integer sums: exact, and the same on any number of ranks.
+
+    Args:
+        bits: Non-negative integers `(M,)`; the bits of positive floats order like the floats.
+        n: Which one, from 1 for the largest.
+        all_sum: Sums a tensor over the ranks that take part.
+    """
+    prefix, n_above, n_equal = 0, 0, 0
+    for shift in range(bits.element_size() * 8 - DIGIT, -1, -DIGIT):
+        digits = (bits >> shift).bitwise_and_(2**DIGIT - 1)
+        counts = all_sum(torch.bincount(digits, minlength=2**DIGIT))
+        from_top = counts.flip(0).cumsum(0)
+        if n_above + int(from_top[-1]) < n:  # only in the first round
+            return None
+        place = int(torch.searchsorted(from_top, n - n_above))
+        digit = 2**DIGIT - 1 - place
+        n_equal = int(counts[digit])
+        n_above += int(from_top[place]) - n_equal
+        prefix = prefix << DIGIT | digit
+        bits = bits[digits == digit]
+    return Cut(prefix, n_above, n_equal)
+
+
+def float_bits(positive: Tensor) -> Tensor:
+    """Return the bits of positive float32 or float64 numbers as integers of the same order."""
+    return positive.view(torch.int64 if positive.dtype == torch.float64 else torch.int32)
+
+
+def float_of(bits: int, dtype: torch.dtype) -> float:
+    """Return the number that has these bits."""
+    if dtype == torch.float64:
+        return float(torch.tensor(bits, dtype=torch.int64).view(torch.float64))
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))

@@ -1,0 +1,48 @@
+"""Linear algebra on sparse codes: sums of weighted rows, dot products of pairs of rows, sums over segments."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 1024  # segments per call: a chunk is copied to its place while it is still in cache
+
+
+def weighted_rows(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return `out[s] = Σ weights[i] · table[ids[i]]` over `bounds[s] <= i < bounds[s + 1]`.
+
+    Decoding is this over the rows of a batch, and both weight gradients are this over latents: parallel over segments,
+    without atomics, always in the same order.
+
+    Args:
+        table: Rows to sum, `(n, D)`.
+        ids: Which row each entry takes, `(M,)`.
+        bounds: Where each segment begins, and the last one's end, `(S + 1,)`.
+        weights: Weight of each entry, `(M,)`.
+        out: Where to write `(S, D)`; fresh memory costs a page fault every 4 KB, more than the sum itself.
+    """
+    if out is None:
+        return _bag(table, ids, bounds, weights)
+    edges = bounds[::CHUNK].tolist() + [ids.numel()]
+    for chunk, (part, begin, end) in enumerate(zip(out.split(CHUNK), edges, edges[1:], strict=False)):
+        local = bounds[chunk * CHUNK : chunk * CHUNK + len(part) + 1] - begin
+        part.copy_(_bag(table, ids[begin:end], local, weights[begin:end]))
+    return out
+
+
+def row_dots(a: Tensor, a_ids: Tensor, b: Tensor, b_ids: Tensor) -> Tensor:
+    """Return `⟨a[a_ids[i]], b[b_ids[i]]⟩` for every entry: `(M,)`.
+
+    Fast where `a_ids` ascends, so that the larger table is read once and in order.
+    """
+    # embedding_bag's own gradient with respect to its weights: gathers nothing, unlike (a[i] * b[j]).sum(-1).
+    unused = a_ids.new_zeros(1)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, b, b_ids, unused, a_ids, 0)
+
+
+def segment_sums(values: Tensor, bounds: Tensor) -> Tensor:
+    """Return the sum of each segment of `values`: `(S,)`."""
+    return torch.segment_reduce(values, "sum", offsets=bounds, unsafe=True)
+
+
+def _bag(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor) -> Tensor:
+    return F.embedding_bag(ids, table, bounds, mode="sum", per_sample_weights=weights, include_last_offset=True)
