@@ -15,7 +15,7 @@ class ImageBatch(NamedTuple):
 
     images: Tensor  # (B, 3 or 1, h, w): uint8 out of a loader, normalised float32 inside a LightningModule
     labels: Tensor  # (B,) int64
-    index: Tensor  # (B,) int64, position of the sample in its data set: the same on any number of ranks
+    row: Tensor  # (B,) int64, position of the sample in its data set: the same on any number of ranks
     factors: Tensor | None = None  # (B, n_factors) int64, only where the scene is known
     masks: Tensor | None = None  # (B, h, w) bool, pixels of the object
 
@@ -24,7 +24,7 @@ class Key(NamedTuple):
     """What a data set is asked for: a sample, in a given epoch (so that augmentation is a pure function of both)."""
 
     epoch: int
-    index: int
+    row: int
 
 
 class UserError(ValueError):

@@ -11,6 +11,7 @@ import inspect
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ BENCHMARKS: dict[str, Callable[..., Sequence[Mapping[str, Any]]]] = {"taps": tap
 
 def machine() -> dict[str, Any]:
     """Return what a figure depends on besides the code."""
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu, "gpu": gpu, "torch": torch.__version__, "python": platform.python_version()}
 

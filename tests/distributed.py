@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import start_processes
 def run_distributed(fn: Callable[..., Any], *args: Any, world_size: int = 2, timeout: float = 60.0) -> list[Any]:
     """Call `fn(rank, *args)` in forked gloo processes; return plain values by rank."""
     queue = get_context("fork").Queue()
-    spec = (_free_port(), world_size, fn, args, queue)
+    spec = (free_port(), world_size, fn, args, queue)
     processes = start_processes(_entry, spec, nprocs=world_size, start_method="fork", join=False)
     results: dict[int, Any] = {}
     deadline = time.monotonic() + timeout
@@ -35,7 +35,8 @@ def run_distributed(fn: Callable[..., Any], *args: Any, world_size: int = 2, tim
     return [results[rank] for rank in range(world_size)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens to."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -31,8 +31,9 @@ class Backbone:
         name: Name of a timm model of the VisionTransformer family, such as `deit3_base_patch16_224`; with `pretrained`
             it may carry a tag, such as `vit_base_patch16_224.augreg_in1k`.
         pretrained: Download the weights that timm has for this name.
-        weights: Local file to read the weights from: .safetensors, or .pth, .pt, .bin without code in it. Every key has
-            to fit.
+        weights: Local file to read the weights from: .safetensors, or .pth, .pt, .bin without code in it, or a .ckpt
+            that `fit` of a classifier wrote (of two sets of weights, the average). Every key has to fit.
+        new_head: Leave the head of `weights` out: it was trained for other classes, and begins anew.
         model_args: Changes to the architecture, passed on to timm: `img_size`, `patch_size`, `embed_dim`, `depth`, ...
         num_classes: Number of classes of the head; by default what the name says.
     """
@@ -40,6 +41,7 @@ class Backbone:
     name: str
     pretrained: bool = False
     weights: Path | None = None
+    new_head: bool = False
     model_args: ModelArgs = field(default_factory=dict)
     num_classes: int | None = None
 
@@ -57,7 +59,7 @@ class Backbone:
             raise UserError(f"timm cannot build {self.name} with {args or 'no model_args'}: {error}") from error
         model = check_supported(model)
         if self.weights is not None:
-            load_weights(model, self.weights)
+            load_weights(model, self.weights, new_head=self.new_head)
         return model
 
     def _check(self) -> None:
@@ -74,10 +76,14 @@ class Backbone:
             raise UserError(f"model_args has no key {key!r}{hint}")
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a local file into `model`; every key and shape has to fit."""
+def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> None:
+    """Load a local file into `model`; every key and shape has to fit, but for a head that begins anew."""
     weights = read_weights(path)
     expected = model.state_dict()
+    if new_head:
+        heads = ("head.", "head_dist.")  # a distilled model has two
+        weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
+        weights |= {name: value for name, value in expected.items() if name.startswith(heads)}
     misfits = {
         "missing": expected.keys() - weights.keys(),
         "unexpected": weights.keys() - expected.keys(),
@@ -89,7 +95,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     }
     if any(misfits.values()):
         found = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in misfits.items() if keys)
-        raise UserError(f"{path} does not fit the model ({found})")
+        hint = "; new_head: true leaves its head out" if "head.weight" in found else ""
+        raise UserError(f"{path} does not fit the model ({found}){hint}")
     model.load_state_dict(weights)
 
 
@@ -97,8 +104,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors, .pth, .pt or .bin file by name, without running code from it."""
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
-    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
-        raise UserError(f"weights file {path} is neither .safetensors nor .pth, .pt or .bin")
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
+        raise UserError(f"weights file {path} is none of .safetensors, .pth, .pt, .bin and .ckpt")
     try:
         content = (
             load_file(path)
@@ -114,7 +121,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"weights file {path} holds no mapping of names to tensors, also not under `model` or `state_dict`"
         )
-    return dict(content)
+    return _as_timm_names(content)
+
+
+def _as_timm_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the vision transformer alone, under the names that timm gives them."""
+    for prefix in ("ema.module.", "model."):  # of `fit`: the average is what was measured
+        if inner := {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}:
+            weights = inner
+            break
+    layer_scale = {".gamma_1": ".ls1.gamma", ".gamma_2": ".ls2.gamma"}  # as DeiT-III was published
+    return {
+        next((name.removesuffix(old) + new for old, new in layer_scale.items() if name.endswith(old)), name): value
+        for name, value in weights.items()
+    }
 
 
 def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:

@@ -220,7 +220,7 @@ class LitClassifier(LightningModule):
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the position of every image, its label, and the probability of every class."""
-        return {"index": batch.index, "label": batch.labels, "probability": self(batch.images).float().softmax(1)}
+        return {"index": batch.row, "label": batch.labels, "probability": self(batch.images).float().softmax(1)}
 
     # --------------------------------------------------------------------------------------------- checkpoints
 

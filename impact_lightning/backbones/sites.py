@@ -181,7 +181,7 @@ def _check_block(name: str, block: Any, width: int) -> None:
     _check_forward(f"{name}.attn", attn, Attention, ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj"))
     mlp_class = next((known for known in (GluMlp, SwiGLU) if isinstance(mlp, known)), Mlp)
     _check_forward(f"{name}.mlp", mlp, mlp_class, ("act", "norm", "fc2"))
-    if getattr(attn, "gate", None) is not None:  # timm < 1.0.27 has none
+    if getattr(attn, "gate", None) is not None:  # older timm has no such attribute
         raise UserError(f"{name}.attn has a gate: sites are defined for attention without one")
     for path, linear in {"attn.qkv": attn.qkv, "attn.proj": attn.proj, "mlp.fc2": mlp.fc2}.items():
         if not isinstance(linear, nn.Linear):

@@ -38,6 +38,8 @@ class Captured(dict[str, Tensor]):
 def capture(model: nn.Module, sites: str | Iterable[str], *, stop: bool = True) -> Iterator[Captured]:
     """Hold the activations at `sites` of every forward inside the `with`; those of the last forward stay.
 
+    Open it once around a loop: each forward then takes over the memory of the one before, and no page is new.
+
     Nothing is copied: residual sites share memory with what the model computes on, and q, k and v are views. In grad
     mode the graph is kept, and every captured tensor except `attn_probs` lies on the path to the logits (for this alone
     q, k and v are copied). `attn_probs` is computed beside the fused kernel, before attention dropout; its gradient is

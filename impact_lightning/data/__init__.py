@@ -1,0 +1,1 @@
+"""Images: sources, orders and loaders, and rendered scenes whose factors are known."""

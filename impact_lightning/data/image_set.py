@@ -70,7 +70,7 @@ class ImageSet:
         damaged: list[str] = []
         for key in keys:
             try:
-                sample = self.source[int(self.rows[key.index])]
+                sample = self.source[int(self.rows[key.row])]
                 image = decode(sample)
             except UserError:  # not the image but what holds it
                 raise
@@ -79,16 +79,16 @@ class ImageSet:
                 continue
             images[len(index)] = self.transform(image, key)
             labels.append(sample.label)
-            index.append(key.index)
+            index.append(key.row)
         batch = ImageBatch(
             images=torch.from_numpy(images[: len(index)]),
             labels=torch.tensor(labels, dtype=torch.int64),
-            index=torch.tensor(index, dtype=torch.int64),
+            row=torch.tensor(index, dtype=torch.int64),
         )
         return Fetched(batch, tuple(damaged))
 
     def _damage(self, key: Key, error: Exception) -> str:
-        name = self.name(key.index)
+        name = self.name(key.row)
         if self.on_error == "fail":
             raise UserError(
                 f"{name}: cannot be read ({error}); mend or remove it, or set data.on_error to skip"

@@ -29,7 +29,7 @@ class SceneSet:
 
     def __getitems__(self, keys: list[Key]) -> Fetched:
         """Render one batch."""
-        index = np.array([key.index for key in keys], dtype=np.int64)
+        index = np.array([key.row for key in keys], dtype=np.int64)
         rows = self.rows[index]
         images, masks = self.source.render(rows)
         factors = self.source.grid.factors_of(rows)
@@ -38,7 +38,7 @@ class SceneSet:
             ImageBatch(
                 images=torch.from_numpy(images),
                 labels=torch.from_numpy(labels),
-                index=torch.from_numpy(index),
+                row=torch.from_numpy(index),
                 factors=torch.from_numpy(factors),
                 masks=None if masks is None else torch.from_numpy(masks),
             )

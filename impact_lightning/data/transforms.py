@@ -183,7 +183,7 @@ class RandomResizedCrop(Augment):
 
 def random_bits(seed: int, key: Key) -> int:
     """Return 64 random bits of a sample in an epoch: a counter-based generator needs no state."""
-    return int(np.random.Philox(key=[seed, key.epoch], counter=[key.index, 0, 0, 0]).random_raw())
+    return int(np.random.Philox(key=[seed, key.epoch], counter=[key.row, 0, 0, 0]).random_raw())
 
 
 def pixels(image: Image.Image) -> Pixels:

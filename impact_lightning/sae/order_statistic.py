@@ -14,12 +14,13 @@ class Cut(NamedTuple):
     """The n-th largest number, and what is needed to keep exactly n of them."""
 
     bits: int
-    n_above: int
-    n_equal: int
+    n_above: int  # larger ones, of all ranks
+    n_equal: int  # of all ranks, itself included
+    n_found: int  # all numbers, of all ranks
 
 
 def nth_largest(bits: Tensor, n: int, all_sum: AllSum) -> Cut | None:
-    """Return the n-th largest of all ranks' `bits`, or None when they are fewer than n.
+    """Return the n-th largest of all ranks' `bits`, or None when they are fewer than n, or n is 0.
 
     Fixed shapes and integer sums: exact, and the same on any number of ranks.
 
@@ -28,20 +29,21 @@ def nth_largest(bits: Tensor, n: int, all_sum: AllSum) -> Cut | None:
         n: Which one, from 1 for the largest.
         all_sum: Sums a tensor over the ranks that take part.
     """
+    n_found = int(all_sum(torch.tensor(bits.numel(), device=bits.device)))
+    if n_found < n or n < 1:
+        return None
     prefix, n_above, n_equal = 0, 0, 0
     for shift in range(bits.element_size() * 8 - DIGIT, -1, -DIGIT):
         digits = (bits >> shift).bitwise_and_(2**DIGIT - 1)
         counts = all_sum(torch.bincount(digits, minlength=2**DIGIT))
         from_top = counts.flip(0).cumsum(0)
-        if n_above + int(from_top[-1]) < n:  # only in the first round
-            return None
         place = int(torch.searchsorted(from_top, n - n_above))
         digit = 2**DIGIT - 1 - place
         n_equal = int(counts[digit])
         n_above += int(from_top[place]) - n_equal
         prefix = prefix << DIGIT | digit
         bits = bits[digits == digit]
-    return Cut(prefix, n_above, n_equal)
+    return Cut(prefix, n_above, n_equal, n_found)
 
 
 def float_bits(positive: Tensor) -> Tensor:

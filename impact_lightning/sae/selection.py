@@ -17,7 +17,7 @@ Scope = Literal["global", "local"]
 
 LEAST_SLACK, MOST_SLACK = 0.15, 1.0
 SAMPLE = 32  # rows from which the first floor is guessed
-KEY_BITS = 62
+LAST = 2**62  # beyond every position in a batch
 
 
 class Selection(NamedTuple):
@@ -60,24 +60,70 @@ class BatchTopKSelection(nn.Module):
             b_enc: Encoder bias `(F,)`.
             k: Mean number of active latents per token; need not be whole.
         """
-        rank, world = rank_and_world() if self.scope == "global" else (0, 1)
-        total: AllSum = all_sum if world > 1 else _itself
+        total: AllSum = all_sum if self.scope == "global" else _itself
         n_tokens = _count_tokens(x, total)
         m = round(n_tokens * k)
-        codes, cut = self._search(x, w_enc, b_enc, m, total)
+        codes, cut = self._search(x, w_enc, b_enc, k, m, total)
         if cut is None:
             return Selection(codes, 0.0, n_tokens)
-        kept = _keep(codes, cut, m - cut.n_above, rank, world, total)
+        kept = _keep(codes, cut, m - cut.n_above, len(w_enc), total)
         return Selection(kept, float_of(cut.bits, x.dtype), n_tokens)
 
-    def _search(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, m: int, total: AllSum) -> tuple[Codes, Cut | None]:
+    def _search(
+        self, x: Tensor, w_enc: Tensor, b_enc: Tensor, k: float, m: int, total: AllSum
+    ) -> tuple[Codes, Cut | None]:
         """Return candidates and the cut among them; lower the floor until it is below the cut."""
-        first = float(self.floor) or _guess(x, w_enc, b_enc, m / max(len(x), 1), total)
-        for floor in (first, first / 2, 0.0):
+        first = float(self.floor) or _guess(x, w_enc, b_enc, k, total)
+        for floor in dict.fromkeys((first, first / 2, 0.0)):
             codes = self.screen.above(x, w_enc, b_enc, floor)
-            cut = nth_largest(float_bits(codes.values), m, total) if m else None
+            cut = nth_largest(float_bits(codes.values), m, total)
             if cut is not None:
-                self._aim(floor, float_of(cut.bits, x.dtype), codes, m)
-                break
+                self._aim(floor, float_of(cut.bits, x.dtype), cut.n_found / m)
+                return codes, cut
             self.slack.mul_(2).clamp_(max=MOST_SLACK)
-        return codes, cut
+        self.floor.zero_()
+        return codes, None
+
+    def _aim(self, floor: float, cut: float, found: float) -> None:
+        """Put the next floor where about `1 + slack` times M entries exceed it, from what exceeded the last one."""
+        self.slack.mul_(0.99).clamp_(min=LEAST_SLACK)
+        # The density of pre-activations falls about exponentially here.
+        stretch = math.log1p(float(self.slack)) / max(math.log(found), 1e-6)
+        self.floor.fill_(max(cut - (cut - floor) * min(max(stretch, 0.5), 2.0), 0.0))
+
+
+def _count_tokens(x: Tensor, total: AllSum) -> int:
+    """Return the number of rows of all ranks; every rank refuses what is not finite on any of them."""
+    n_bad = 0 if bool(torch.isfinite(x.sum())) else int((~torch.isfinite(x).all(dim=1)).sum())
+    n_tokens, n_bad = total(torch.tensor([len(x), n_bad], device=x.device)).tolist()
+    if n_bad:
+        raise UserError(f"activations: {n_bad} of {n_tokens} tokens hold nan or infinite numbers; look at their source")
+    return n_tokens
+
+
+def _guess(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: float, total: AllSum) -> float:
+    """Return a floor from a few rows of the batch, the same on every rank."""
+    sample = x[:: max(len(x) // SAMPLE, 1)]
+    z = torch.addmm(b_enc, sample, w_enc.T).view(-1)
+    wanted = min(round(2 * k * len(sample)), z.numel())
+    last = float(z.kthvalue(z.numel() - wanted + 1).values) if wanted else 0.0
+    summed, n_ranks = total(torch.tensor([last, 1.0], dtype=torch.float64, device=x.device)).tolist()
+    return max(summed / n_ranks, 0.0)
+
+
+def _keep(codes: Codes, cut: Cut, n_ties: int, n_latents: int, total: AllSum) -> Codes:
+    """Return the codes above the cut and, of all ranks' codes at the cut, the first `n_ties` in global order."""
+    bits = float_bits(codes.values)
+    kept = bits >= cut.bits
+    if n_ties < cut.n_equal:
+        tied = (bits == cut.bits).nonzero().squeeze(1)
+        rank, world = rank_and_world()  # alone, the order is the same
+        order = (codes.rows[tied] * world + rank) * n_latents + codes.latents[tied]  # row · F + latent, globally
+        last = nth_largest(LAST - order, n_ties, total)
+        assert last is not None
+        kept[tied] = LAST - order >= last.bits
+    return codes.keep(kept.nonzero().squeeze(1))
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x

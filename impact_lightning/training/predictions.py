@@ -14,7 +14,6 @@ from impact_lightning.files import atomic_write
 from impact_lightning.ranks import rank_and_world
 from impact_lightning.training.rehearsal import is_rehearsal
 
-
 Row = tuple[int, int, int, float]  # index, label, most probable class, its probability
 
 

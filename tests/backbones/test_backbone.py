@@ -28,7 +28,7 @@ NAME = "deit3_small_patch16_224"
 
 
 def small(**settings: Any) -> Backbone:
-    return Backbone(NAME, model_args=SMALL, **settings)
+    return Backbone(NAME, **{"model_args": SMALL, **settings})
 
 
 def test_model_args_shape_the_model() -> None:
@@ -53,7 +53,7 @@ def test_a_configuration_is_read_into_a_backbone() -> None:
     """
     backbone = parser.instantiate(parser.parse_string(config)).backbone
     model_args: ModelArgs = {"depth": 6, "init_values": 0.1, "qk_norm": True, "global_pool": "avg", "norm_layer": None}
-    assert backbone == Backbone("vit_tiny_patch16_224", False, Path("w.safetensors"), model_args, 10)
+    assert backbone == Backbone("vit_tiny_patch16_224", False, Path("w.safetensors"), False, model_args, 10)
     assert backbone.model_args["qk_norm"] is True  # and not 1
 
 
@@ -128,7 +128,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.npz").touch()
-    with pytest.raises(ValueError, match=r"weights\.npz is neither \.safetensors nor"):
+    with pytest.raises(ValueError, match=r"weights\.npz is none of \.safetensors"):
         small(weights=tmp_path / "weights.npz").build()
 
 
@@ -215,3 +215,33 @@ def test_a_compiled_model_keeps_its_fingerprint() -> None:
     model = nn.Linear(2, 3)
     compiled: Any = torch.compile(model, backend="eager")
     assert fingerprint(compiled) == fingerprint(model)
+
+
+def test_a_new_head_begins_anew_and_the_rest_is_loaded(tmp_path: Path) -> None:
+    old = small(num_classes=7).build()
+    path = save_safetensors(old.state_dict(), tmp_path)
+    with pytest.raises(ValueError, match="new_head: true"):
+        small(num_classes=3, weights=path).build()
+    new = small(num_classes=3, weights=path, new_head=True).build().state_dict()
+    assert new["head.weight"].shape[0] == 3
+    assert all(torch.equal(new[name], value) for name, value in old.state_dict().items() if "head" not in name)
+
+
+def test_layer_scale_is_found_under_the_name_that_deit3_gave_it(tmp_path: Path) -> None:
+    scaled = small(model_args={**SMALL, "init_values": 0.5}).build()
+    published = {
+        name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
+        for name, value in scaled.state_dict().items()
+    }
+    path = save_torch({"model": published}, tmp_path)
+    again = small(model_args={**SMALL, "init_values": 0.1}, weights=path).build()
+    assert fingerprint(again) == fingerprint(scaled)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "ema.module."])
+def test_a_checkpoint_of_a_classifier_gives_the_weights_that_were_measured(tmp_path: Path, prefix: str) -> None:
+    model, other = small().build(), small().build()
+    state = {f"model.{name}": value for name, value in other.state_dict().items()}
+    state |= {f"{prefix}{name}": value for name, value in model.state_dict().items()}
+    path = save_torch({"state_dict": state, "epoch": 3}, tmp_path, "last.ckpt")
+    assert fingerprint(small(weights=path).build()) == fingerprint(model)

@@ -1,6 +1,7 @@
 """The classifier trains what it says, decays what it should, and refuses weights that do not fit."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_the_learning_rate_rises_to_its_peak_and_ends_at_its_floor() -> None:
     assert rates[9] == rates[10] == 1.0
     assert rates[60] == pytest.approx(0.55)
     assert rates[110] == pytest.approx(0.1)
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
 
 
 def test_no_warmup_starts_at_the_peak_and_a_longer_run_stays_at_the_floor() -> None:
@@ -108,7 +109,7 @@ def test_mixing_an_odd_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_average_follows_every_step_and_is_what_is_measured(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = LitClassifier(BACKBONE, n_classes=4, ema_decay=0.75, lr=0.01)
+    model: Any = LitClassifier(BACKBONE, n_classes=4, ema_decay=0.75, lr=0.01)
     history = [model.model.head.weight.detach().clone()]
 
     original = model.optimizer_step
@@ -117,7 +118,7 @@ def test_the_average_follows_every_step_and_is_what_is_measured(tmp_path: Path) 
         original(*args, **kwargs)
         history.append(model.model.head.weight.detach().clone())
 
-    model.optimizer_step = step  # type: ignore[method-assign]
+    model.optimizer_step = step
     trainer(tmp_path, max_steps=4).fit(model, scenes())
     average = history[1]  # torch's AveragedModel begins with the weights after the first step
     for weight in history[2:]:
@@ -128,10 +129,10 @@ def test_the_average_follows_every_step_and_is_what_is_measured(tmp_path: Path) 
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_cure(tmp_path: Path) -> None:
-    model = LitClassifier(BACKBONE, n_classes=4)
+    model: Any = LitClassifier(BACKBONE, n_classes=4)
     with torch.no_grad():
         model.model.head.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="lower model.lr"):
+    with pytest.raises(UserError, match=r"lower model\.lr"):
         trainer(tmp_path).fit(model, scenes())
 
 
@@ -164,7 +165,7 @@ def checkpoint_of(model: LitClassifier, tmp_path: Path) -> Path:
 
 def test_frozen_parts_stay_as_they_were_and_out_of_the_checkpoint(tmp_path: Path, weights: Path) -> None:
     backbone = replace(BACKBONE, weights=weights)
-    model = LitClassifier(backbone, n_classes=4, train_only=["head"])
+    model: Any = LitClassifier(backbone, n_classes=4, train_only=["head"])
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
     path = checkpoint_of(model, tmp_path)
     saved = torch.load(path, weights_only=True)["state_dict"]
@@ -173,7 +174,7 @@ def test_frozen_parts_stay_as_they_were_and_out_of_the_checkpoint(tmp_path: Path
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"}
 
-    other = LitClassifier(backbone, n_classes=4, train_only=["head"])
+    other: Any = LitClassifier(backbone, n_classes=4, train_only=["head"])
     trainer(tmp_path).validate(other, scenes(), ckpt_path=path, verbose=False)
     assert torch.equal(other.model.head.weight, model.model.head.weight)
 

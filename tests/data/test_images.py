@@ -84,7 +84,7 @@ def test_every_source_gives_the_same_pictures(
     batches = all_of(data)
     numbers = [*range(5), *range(100, 104)]
     for batch, start in zip(batches, (0, 3, 6), strict=True):
-        assert batch.index.tolist() == [start, start + 1, start + 2]
+        assert batch.row.tolist() == [start, start + 1, start + 2]
         assert batch.labels.tolist() == [int(number >= 100) for number in numbers[start : start + 3]]
         for image, number in zip(batch.images, numbers[start : start + 3], strict=True):
             expected = EvalTransform(SMALL)(Image.open(io.BytesIO(jpeg(number))), Key(0, 0))
@@ -103,7 +103,7 @@ def test_two_ranks_and_two_workers_share_the_batches_of_one_process(
     def two_epochs(rank: int, workers: int) -> list[Any]:
         data.workers = workers
         loader = train_loader(data)
-        return [(b.index.tolist(), b.images.tolist(), b.labels.tolist()) for _ in range(2) for b in loader]
+        return [(b.row.tolist(), b.images.tolist(), b.labels.tolist()) for _ in range(2) for b in loader]
 
     whole = two_epochs(0, 0)
     for workers in (0, 2):
@@ -245,7 +245,7 @@ def test_a_damaged_image_is_left_out_counted_and_named(damage: Callable[[Path], 
     data = make(tmp_path, on_error="skip")
     assert len(data.split("val")) == 9
     damage(tmp_path / "val" / "cat" / "3.jpg")
-    index = [number for batch in all_of(data) for number in batch.index.tolist()]
+    index = [number for batch in all_of(data) for number in batch.row.tolist()]
     assert index == [0, 1, 2, 4, 5, 6, 7, 8]
     assert data.loaders["val"].damaged == {str(tmp_path / "val" / "cat" / "3.jpg")}
 

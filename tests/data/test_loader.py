@@ -26,11 +26,11 @@ class Numbers:
 
     def __getitems__(self, keys: list[Key]) -> Fetched:
         """Return one batch."""
-        if self.fatal in {key.index for key in keys}:
+        if self.fatal in {key.row for key in keys}:
             raise UserError("photo 7 cannot be read")
-        index = torch.tensor([key.index for key in keys if key.index not in self.damaged], dtype=torch.int64)
+        index = torch.tensor([key.row for key in keys if key.row not in self.damaged], dtype=torch.int64)
         images = (index + 1000 * keys[0].epoch).view(-1, 1, 1, 1)
-        names = tuple(f"photo {key.index}" for key in keys if key.index in self.damaged)
+        names = tuple(f"photo {key.row}" for key in keys if key.row in self.damaged)
         return Fetched(ImageBatch(images, index, index), names)
 
 

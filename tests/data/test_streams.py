@@ -100,7 +100,7 @@ def train_loader(data: ImageData) -> TrainLoader:
 
 
 def index_of(loader: Any, epochs: int = 1) -> list[list[int]]:
-    return [batch.index.tolist() for _ in range(epochs) for batch in loader]
+    return [batch.row.tolist() for _ in range(epochs) for batch in loader]
 
 
 @SOURCES
@@ -110,11 +110,11 @@ def test_streams_give_the_samples_of_their_order(source: Any, workers: int, tmp_
     plan = order(workers=max(workers, 1))
     batches = [batch for _ in range(2) for batch in train_loader(data)]
     expected = [plan.rows_at(0, step).tolist() for step in range(len(plan))]
-    assert [batch.index.tolist() for batch in batches[: len(plan)]] == expected
-    assert all((batch.labels == batch.index % 2).all() for batch in batches)
+    assert [batch.row.tolist() for batch in batches[: len(plan)]] == expected
+    assert all((batch.labels == batch.row % 2).all() for batch in batches)
     reader = data.split("train")
     for batch in batches[:3]:
-        for image, row in zip(batch.images, batch.index.tolist(), strict=True):
+        for image, row in zip(batch.images, batch.row.tolist(), strict=True):
             assert reader.source[row].data == jpeg(row)
             assert (reader.__getitems__([Key(0, row)]).batch.images[0] == image).all()
 
@@ -145,7 +145,7 @@ def test_resume_equals_an_uninterrupted_run(source: Any, workers: int, tmp_path:
     data = source(tmp_path, workers=workers)
     whole = index_of(train_loader(data), 2)
     first = train_loader(data)
-    seen = [batch.index.tolist() for batch in islice(first, 3)]
+    seen = [batch.row.tolist() for batch in islice(first, 3)]
     resumed = train_loader(data)
     resumed.load_state_dict(first.state_dict())
     assert seen + index_of(resumed, 2) == whole

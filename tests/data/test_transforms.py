@@ -13,7 +13,7 @@ from impact_lightning.data.transforms import Augment, EvalTransform, FlipCrop, P
 from impact_lightning.types import Key, UserError
 
 MODELS = ["deit3_small_patch16_224.fb_in1k", "vit_base_patch16_clip_224.openai", "beit_base_patch16_224"]
-HERE = Key(epoch=0, index=0)
+HERE = Key(epoch=0, row=0)
 
 
 def picture(h: int, w: int) -> Image.Image:
@@ -126,9 +126,9 @@ def test_an_unknown_policy_is_refused(policy: str) -> None:
 
 
 def test_shifts_and_crops_that_no_image_has_are_refused() -> None:
-    with pytest.raises(UserError, match="data.augment.pad must not be negative, got -1"):
+    with pytest.raises(UserError, match=r"data.augment.pad must not be negative, got -1"):
         FlipCrop(pad=-1)
-    with pytest.raises(UserError, match="data.augment.scale must rise"):
+    with pytest.raises(UserError, match=r"data.augment.scale must rise"):
         RandomResizedCrop(scale=(0.5, 0.1))
 
 

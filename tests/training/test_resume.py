@@ -16,8 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from impact_lightning import cli
-from impact_lightning.results import Record, read_results
+from impact_lightning.results import read_results
 from impact_lightning.training import checkpoint
+from tests.distributed import free_port
 
 CONFIG = Path(__file__).parents[1] / "conf" / "tiny.yaml"
 STEPS = 21  # 60 images in batches of 8, three epochs
@@ -27,18 +28,34 @@ def fit(run: Path, *more: str) -> None:
     cli.main(["fit", f"--config={CONFIG}", f"--run={run}", "--ckpt_path=last", *more])
 
 
-def in_a_process(body: Callable[[], None]) -> int:
-    """Run `body` in a forked process and return its exit code; minus the signal when it was killed."""
+def start(body: Callable[[], None], **environment: str) -> Any:
+    """Start `body` in a forked process."""
 
     def target() -> None:
+        os.environ.update(environment)
         torch.set_num_threads(1)  # a forked process cannot use the parent's thread pool
         body()
 
     process = get_context("fork").Process(target=target)
     process.start()
+    return process
+
+
+def in_a_process(body: Callable[[], None]) -> int:
+    """Run `body` in a process of its own and return its exit code; minus the signal when it was killed."""
+    process = start(body)
     process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    return int(process.exitcode)
+
+
+def on_two_ranks(body: Callable[[], None]) -> None:
+    """Run `body` in two processes with the environment that torchrun gives them."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [start(body, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -130,13 +147,7 @@ def test_a_kill_while_a_checkpoint_is_written_changes_nothing(tmp_path: Path, un
 def test_kills_at_random_times_change_nothing(tmp_path: Path, uninterrupted: Path) -> None:
     draw = random.Random(0)
     for _ in range(10):
-
-        def target() -> None:
-            torch.set_num_threads(1)
-            fit(tmp_path, "--checkpoint.every_n_steps=1")
-
-        process = get_context("fork").Process(target=target)
-        process.start()
+        process = start(lambda: fit(tmp_path, "--checkpoint.every_n_steps=1"))
         time.sleep(draw.uniform(0.5, 3.0))
         process.kill()
         process.join()
@@ -149,7 +160,6 @@ NO_DRAWS = (
     "--model.init_args.mixing=null",
     "--model.init_args.backbone.model_args={img_size: 16, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 3}",
 )
-TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp_fork")
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -165,7 +175,7 @@ def test_two_ranks_continue_what_one_rank_began(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert in_a_process(lambda: fit(one, *NO_DRAWS)) == 0
     in_a_process(killed_fit(two, 10, "after the step", *NO_DRAWS, "--checkpoint.every_n_steps=1"))
-    assert in_a_process(lambda: fit(two, *NO_DRAWS, *TWO_RANKS)) == 0
+    on_two_ranks(lambda: fit(two, *NO_DRAWS, "--trainer.devices=2"))
     curve = losses(two)
     assert set(range(10, STEPS)) <= curve.keys()
     assert curve == pytest.approx({step: losses(one)[step] for step in curve}, rel=1e-6)
@@ -174,19 +184,19 @@ def test_two_ranks_continue_what_one_rank_began(tmp_path: Path) -> None:
 def test_two_ranks_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert in_a_process(lambda: fit(one, *NO_DRAWS)) == 0
-    assert in_a_process(lambda: fit(two, *NO_DRAWS, *TWO_RANKS)) == 0
+    on_two_ranks(lambda: fit(two, *NO_DRAWS, "--trainer.devices=2"))
     assert len(losses(one)) == STEPS
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)
 
 
 def test_two_ranks_measure_exactly_what_one_rank_measures(tmp_path: Path, uninterrupted: Path) -> None:
-    def measure(run: Path, *ranks: str) -> list[Record]:
+    def words(run: str, *more: str) -> list[str]:
         checkpoint = f"--ckpt_path={uninterrupted / 'checkpoints' / 'last.ckpt'}"
-        words = ["test", f"--config={CONFIG}", f"--run={run}", checkpoint, *ranks]
-        assert in_a_process(lambda: cli.main(words)) == 0
-        return read_results(run / "results.json")
+        return ["test", f"--config={CONFIG}", f"--run={tmp_path / run}", checkpoint, *more]
 
-    one = measure(tmp_path / "one")
+    assert in_a_process(lambda: cli.main(words("one"))) == 0
+    on_two_ranks(lambda: cli.main(words("two", "--trainer.devices=2")))
+    one, two = (read_results(tmp_path / run / "results.json") for run in ("one", "two"))
     assert {record.measure for record in one} == {"top1", "loss"}
     assert {record.n for record in one} == {21}
-    assert measure(tmp_path / "two", *TWO_RANKS) == one  # 21 images in batches of 8: the ranks are uneven
+    assert two == one  # 21 images in batches of 8: the ranks are uneven

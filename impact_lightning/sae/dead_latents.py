@@ -1,0 +1,75 @@
+"""Dead latents: those that have not fired for many tokens, and AuxK, which revives them."""
+
+import torch
+from torch import Tensor, nn
+
+from impact_lightning.ranks import all_sum, rank_and_world
+
+from .reconstruction import DeadCodes, Weights
+
+
+class DeadLatents(nn.Module):
+    """Counts for each latent the tokens since it last fired, over all ranks.
+
+    Args:
+        n_latents: Number of latents.
+        dead_after: Tokens of silence after which a latent is dead.
+    """
+
+    silent: Tensor  # (F,) int64
+
+    def __init__(self, n_latents: int, dead_after: int = 10_000_000) -> None:
+        super().__init__()
+        self.dead_after = dead_after
+        self.register_buffer("silent", torch.zeros(n_latents, dtype=torch.int64))
+
+    def indices(self) -> Tensor:
+        """Return which latents are dead, `(n,)`."""
+        return (self.silent >= self.dead_after).nonzero().squeeze(1)
+
+    @torch.no_grad()
+    def update(self, counts: Tensor, n_tokens: int) -> None:
+        """Count a batch.
+
+        Args:
+            counts: How often each latent fired on this rank, `(F,)` int64.
+            n_tokens: Tokens of the batch, of all ranks.
+        """
+        self.silent.add_(n_tokens).masked_fill_(all_sum(counts) > 0, 0)
+
+
+@torch.no_grad()
+def dead_codes(xc: Tensor, weights: Weights, latents: Tensor, k: int, relu: bool = True) -> DeadCodes:
+    """Return the `k` largest codes of each token among dead latents.
+
+    Args:
+        xc: Centred inputs `(B, D)`.
+        weights: The dictionary.
+        latents: Which latents are dead, `(n,)`.
+        k: Number of latents for each token, at most n.
+        relu: Whether negative pre-activations count as 0 and pass no gradient.
+    """
+    z = torch.addmm(weights.b_enc[latents], xc, weights.w_enc[latents].T)  # (B, n)
+    chosen = torch.ones_like(z, dtype=torch.bool)
+    if k < len(latents):
+        best = z.topk(k, dim=1, sorted=False).indices
+        chosen = torch.zeros_like(chosen).scatter_(1, best, True)
+    if relu:
+        chosen &= z > 0
+    return DeadCodes(latents, z * chosen, chosen)
+
+
+def aux_loss(error: Tensor, from_dead: Tensor) -> Tensor:
+    """Return `Σ‖e − ê‖² / Σ‖e − ē‖²`: the share of the error that dead latents leave unexplained.
+
+    Over the tokens of all ranks: each rank returns its part times the number of ranks, as ranks average gradients.
+
+    Args:
+        error: What the living latents leave, `(B, D)`; a constant here.
+        from_dead: Its reconstruction from dead latents, `(B, D)`.
+    """
+    error = error.detach()
+    n_tokens, mean = all_sum(torch.tensor(float(len(error)), device=error.device)), all_sum(error.sum(0))
+    total = all_sum((error - mean / n_tokens).square().sum())
+    share = (error - from_dead).square().sum() / torch.where(total > 0, total, 1)
+    return share * (total > 0) * rank_and_world()[1]
