@@ -168,7 +168,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _quiet() -> None:
     """Keep what dependencies say of themselves out of the terminal; what concerns the run's results still shows."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # tips, "GPU available"
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips, "GPU available", what was not set
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # lightning 2.6 on torch >= 2.13
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # a short run; the results show

@@ -11,7 +11,7 @@ import torch
 from impact_lightning.sae.batch_topk import BatchTopK
 from impact_lightning.sae.optimizer import DictionaryAdam
 
-WARM_UP, REPEATS, N_BATCHES = 10, 31, 4
+WARM_UP, REPEATS, N_BATCHES = 12, 31, 43
 
 
 class Measurement(TypedDict):

@@ -44,7 +44,7 @@ def scenes() -> list[Measurement]:
 
 
 def measure(name: str, source: SceneSource, *, target: float, before: Callable[[], None] = lambda: None) -> Measurement:
-    """Return and print the median rate of random batches; `before` runs untimed before each."""
+    """Return the median rate of random batches; `before` runs untimed before each."""
     generator = np.random.default_rng(0)
     # The factors of the objects are the fastest: the first 12,000 images show all of them.
     for index in np.split(np.concatenate([np.arange(12_032), generator.integers(0, len(source), 20_480)]), 127):
@@ -57,9 +57,6 @@ def measure(name: str, source: SceneSource, *, target: float, before: Callable[[
         images, _ = source.render(index)
         floors.append(seconds(images.copy))
     rate, floor = BATCH / statistics.median(figures), BATCH / statistics.median(floors)
-    print(
-        f"{name}: {rate:,.0f} images/s of a target of {target:,.0f}, a copy {floor:,.0f}, batches of {BATCH}, one core"
-    )
     return Measurement(
         name=name,
         images_per_second=rate,

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-CHUNK = 1024  # rows that are projected and measured while they are in cache
+from .sparse import row_dots
+
+CHUNK = 256  # rows that are projected and measured while they are in cache
 
 
 class DictionaryAdam(Adam):
@@ -82,7 +84,8 @@ class DictionaryAdam(Adam):
 
 def project(gradient: Tensor, rows: Tensor) -> None:
     """Remove from each row of `gradient` its part along the unit row of `rows`, in place: `g −= ⟨g, d⟩ d`."""
-    gradient.addcmul_(rows, torch.linalg.vecdot(gradient, rows)[:, None], value=-1)
+    each = torch.arange(len(rows), device=rows.device)
+    gradient.addcmul_(rows, row_dots(gradient, each, rows, each)[:, None], value=-1)
 
 
 def renormalise(rows: Tensor) -> None:

@@ -12,7 +12,7 @@ ScreenName = Literal["fp32", "bf16"]
 
 TILE_BYTES = {"cpu": 2**22, "cuda": 2**30}  # on a CPU a tile stays in cache between product and comparison
 UNIT = 2.0**-8  # half the distance between neighbouring bfloat16 numbers, relative
-CHUNK = 1024
+CHUNK = 256  # rows of the encoder that are rounded and measured while they are in cache
 
 
 class Screen(Protocol):
@@ -39,18 +39,10 @@ class DirectScreen:
 
     def above(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, floor: float) -> Codes:
         """See `Screen.above`."""
-        n_rows, n_latents = len(x), len(w_enc)
-        tile = _tile(n_rows, n_latents, x)
-        buffer, mask = x.new_empty(tile, n_rows), _mask(tile * n_rows, x.device)
-        flats, values = [], []
-        for start in range(0, n_latents, tile):
-            w, b = w_enc[start : start + tile], b_enc[start : start + tile]
-            z = torch.addmm(b[:, None], w, x.T, out=buffer[: len(w)])  # (tile, B): latents are rows
-            torch.gt(z, floor, out=mask[: z.numel()].view(z.shape))
-            flat = _true_positions(mask, z.numel())
-            values.append(z.view(-1).index_select(0, flat))
-            flats.append(flat.add_(start * n_rows))
-        return codes_from_flat(torch.cat(flats), torch.cat(values), n_rows)
+        # Adding the bias to candidates only spares a pass. 2⁻²⁰ covers the rounding of both sides of the comparison.
+        least = (floor - b_enc - 2.0**-20 * (floor + b_enc.abs()))[:, None]  # (F, 1)
+        found = _find(w_enc, x, least)
+        return _above(found, found.values + b_enc.index_select(0, found.latents), floor)
 
 
 class RoundedScreen:
@@ -66,24 +58,15 @@ class RoundedScreen:
 
     def above(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, floor: float) -> Codes:
         """See `Screen.above`."""
-        n_rows, n_latents = len(x), len(w_enc)
         w, bounds = self._round_encoder(w_enc, b_enc)
         x_rounded, error = _round_inputs(x, bounds)
         least = floor - error  # (B,)
-        least = _round_down(torch.where(least > 0, least / (1 + UNIT), least / (1 - UNIT)))
+        least = _round_down(torch.where(least > 0, least / (1 + UNIT), least / (1 - UNIT)))[None]  # (1, B)
         # Positive floats order like their bits, and comparing integers is faster.
         kind = torch.int16 if bool((least > 0).all()) else torch.bfloat16
-        tile = _tile(n_rows, n_latents, x_rounded)
-        buffer = x_rounded.new_empty(tile, n_rows)
-        mask = _mask(tile * n_rows, x.device)
-        flats = []
-        for start in range(0, n_latents, tile):
-            z = torch.mm(w[start : start + tile], x_rounded.T, out=buffer[: min(tile, n_latents - start)])
-            torch.gt(z.view(kind), least.view(kind), out=mask[: z.numel()].view(z.shape))
-            flats.append(_true_positions(mask, z.numel()).add_(start * n_rows))
-        found = codes_from_flat(torch.cat(flats), x.new_empty(0), n_rows)
-        values = row_dots(w_enc, found.latents, x, found.rows).add_(b_enc.index_select(0, found.latents))
-        return found._replace(values=values).keep((values > floor).nonzero().squeeze(1))
+        found = _find(w, x_rounded, least, kind)
+        exact = row_dots(w_enc, found.latents, x, found.rows)
+        return _above(found, exact.add_(b_enc.index_select(0, found.latents)), floor)
 
     def _round_encoder(self, w_enc: Tensor, b_enc: Tensor) -> "tuple[Tensor, _Bounds]":
         """Return the rounded encoder with its two bias columns, `(F, D + 2)`, and the largest errors of its rows."""
@@ -94,19 +77,17 @@ class RoundedScreen:
         rest = b_enc - self._w[:, width]
         self._w[:, width + 1] = rest
         rest -= self._w[:, width + 1]
-        norms = []
+        longest = []
         for full, rounded in zip(w_enc.split(CHUNK), self._w[:, :width].split(CHUNK), strict=True):
             rounded.copy_(full)
-            norms.append(torch.stack([_longest(full), _longest(full - rounded)]))
-        longest, farthest = torch.stack(norms).amax(0)
-        return self._w, _Bounds(longest, farthest, b_enc.abs().amax(), rest.abs().amax(), width + 2)
+            longest.append(torch.linalg.vector_norm(full, dim=1).amax())
+        return self._w, _Bounds(torch.stack(longest).amax(), b_enc.abs().amax(), rest.abs().amax(), width + 2)
 
 
 class _Bounds(NamedTuple):
     """What the error of a rounded product is made of."""
 
     longest: Tensor  # max‖w‖
-    farthest: Tensor  # max‖w − w̃‖
     bias: Tensor  # max|b|
     bias_error: Tensor  # max|b − b̃|
     n_terms: int  # of a dot product
@@ -119,14 +100,11 @@ def _round_inputs(x: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
     rounded[:, :width] = x
     farther = torch.linalg.vector_norm(x - rounded[:, :width], dim=1)
     length = torch.linalg.vector_norm(x, dim=1) + farther
-    size = length * (bounds.longest + bounds.farthest) + 2 * bounds.bias
+    farthest = UNIT * bounds.longest  # of w̃ from w: measuring it takes longer than refining what a smaller bound spares
+    size = length * (bounds.longest + farthest) + 2 * bounds.bias
     summed = bounds.n_terms * 2.0**-23 * size  # 2⁻²⁴ for the rounded product, and as much for the full one
-    error = farther * bounds.longest + length * bounds.farthest + bounds.bias_error + summed
+    error = farther * bounds.longest + length * farthest + bounds.bias_error + summed
     return rounded, error * 1.001  # these norms are rounded themselves
-
-
-def _longest(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1).amax()
 
 
 def _round_down(x: Tensor) -> Tensor:
@@ -135,23 +113,52 @@ def _round_down(x: Tensor) -> Tensor:
     return torch.where(rounded > x, torch.nextafter(rounded, torch.full_like(rounded, -torch.inf)), rounded)
 
 
-def _tile(n_rows: int, n_latents: int, like: Tensor) -> int:
-    """Return how many latents a tile holds."""
-    size = TILE_BYTES.get(like.device.type, 2**22) // like.element_size()
-    return min(n_latents, max(64, size // max(n_rows, 1)))
+def _find(w: Tensor, x: Tensor, least: Tensor, compare_as: torch.dtype | None = None) -> Codes:
+    """Return the entries of `w @ x.T` above `least`, which has the shape of a row or of a column.
 
-
-def _mask(size: int, device: torch.device) -> Tensor:
-    return torch.zeros(-(-size // 8) * 8, dtype=torch.bool, device=device)
-
-
-def _true_positions(mask: Tensor, size: int) -> Tensor:
-    """Return the ascending positions of true values among the first `size` of a mask whose length divides by eight.
-
-    True is rare, so that looking at eight at a time first takes a third of the time of `nonzero`.
+    Args:
+        w: Encoder `(F, D)`.
+        x: Inputs `(B, D)`.
+        least: Strict lower bounds, `(1, B)` or `(F, 1)`.
+        compare_as: Compare the bits as another type.
     """
-    mask[size : -(-size // 8) * 8] = False
-    eights = mask[: -(-size // 8) * 8].view(torch.int64)
-    hit = eights.nonzero().squeeze(1)
-    inside = eights.index_select(0, hit).view(torch.bool).nonzero().squeeze(1)
-    return hit.index_select(0, inside >> 3).mul_(8).add_(inside.bitwise_and_(7))
+    n_rows, n_latents = len(x), len(w)
+    kind = compare_as or x.dtype
+    tile = min(n_latents, max(64, TILE_BYTES.get(x.device.type, 2**22) // (x.element_size() * max(n_rows, 1))))
+    buffer, hits = (_whole_words(tile * n_rows, x) for _ in range(2))
+    flats, values = [], []
+    for start in range(0, n_latents, tile):
+        part = w[start : start + tile]
+        size = len(part) * n_rows
+        z = torch.mm(part, x.T, out=buffer[:size].view(len(part), n_rows))  # (tile, B): latents are rows
+        bound = least if len(least) == 1 else least[start : start + tile]
+        # Comparing into the same type is several times faster than comparing into bool.
+        torch.gt(z.view(kind), bound.view(kind), out=hits[:size].view(kind).view(z.shape))
+        flat = _non_zero(hits, size)
+        values.append(buffer.index_select(0, flat))
+        flats.append(flat.add_(start * n_rows))
+    return codes_from_flat(torch.cat(flats), torch.cat(values), n_rows)
+
+
+def _above(found: Codes, values: Tensor, floor: float) -> Codes:
+    return found._replace(values=values).keep((values > floor).nonzero().squeeze(1))
+
+
+def _whole_words(size: int, like: Tensor) -> Tensor:
+    """Return zeros for `size` entries, filled up to whole words of eight bytes."""
+    per_word = 8 // like.element_size()
+    return like.new_zeros(-(-size // per_word) * per_word)
+
+
+def _non_zero(x: Tensor, size: int) -> Tensor:
+    """Return the ascending positions of non-zeros among the first `size` entries of whole words.
+
+    They are rare: looking for words that hold one first takes a third of the time of `nonzero`.
+    """
+    per_word = 8 // x.element_size()
+    end = -(-size // per_word) * per_word
+    x[size:end] = 0
+    words = x[:end].view(torch.int64)
+    hit = words.nonzero().squeeze(1)
+    inside = words.index_select(0, hit).view(x.dtype).nonzero().squeeze(1)
+    return hit.index_select(0, inside.div(per_word, rounding_mode="floor")).mul_(per_word).add_(inside % per_word)

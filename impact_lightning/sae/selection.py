@@ -15,7 +15,8 @@ from .screen import ScreenName, make_screen
 
 Scope = Literal["global", "local"]
 
-LEAST_SLACK, MOST_SLACK = 0.15, 1.0
+EXCESS = 0.25  # log of the candidates wanted per entry kept: fewer cost less to sort out, and fail more often
+LOWER = (1.0, 0.9, 0.75, 0.0)  # floors to try, relative to the first
 SAMPLE = 32  # rows from which the first floor is guessed
 LAST = 2**62  # beyond every position in a batch
 
@@ -41,14 +42,14 @@ class BatchTopKSelection(nn.Module):
     """
 
     floor: Tensor  # () float64: where the next search begins
-    slack: Tensor  # () float64: candidates wanted beyond M, relative; grows when a search was in vain
+    slack: Tensor  # () float64: log of the candidates wanted per entry of M
 
     def __init__(self, screen: ScreenName = "fp32", scope: Scope = "global") -> None:
         super().__init__()
         self.screen = make_screen(screen)
         self.scope = scope
         self.register_buffer("floor", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("slack", torch.tensor(LEAST_SLACK, dtype=torch.float64))
+        self.register_buffer("gap", torch.tensor(0.04, dtype=torch.float64))
 
     @torch.no_grad()
     def forward(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, k: float) -> Selection:
@@ -74,22 +75,25 @@ class BatchTopKSelection(nn.Module):
     ) -> tuple[Codes, Cut | None]:
         """Return candidates and the cut among them; lower the floor until it is below the cut."""
         first = float(self.floor) or _guess(x, w_enc, b_enc, k, total)
-        for floor in dict.fromkeys((first, first / 2, 0.0)):
+        for floor in dict.fromkeys(first * share for share in LOWER):
             codes = self.screen.above(x, w_enc, b_enc, floor)
             cut = nth_largest(float_bits(codes.values), m, total)
-            if cut is not None:
-                self._aim(floor, float_of(cut.bits, x.dtype), cut.n_found / m)
+            if cut:
+                self._aim(float_of(cut.bits, x.dtype), math.log(cut.n_found / m))
                 return codes, cut
-            self.slack.mul_(2).clamp_(max=MOST_SLACK)
+            self.gap.mul_(1.5)
         self.floor.zero_()
         return codes, None
 
-    def _aim(self, floor: float, cut: float, found: float) -> None:
-        """Put the next floor where about `1 + slack` times M entries exceed it, from what exceeded the last one."""
-        self.slack.mul_(0.99).clamp_(min=LEAST_SLACK)
-        # The density of pre-activations falls about exponentially here.
-        stretch = math.log1p(float(self.slack)) / max(math.log(found), 1e-6)
-        self.floor.fill_(max(cut - (cut - floor) * min(max(stretch, 0.5), 2.0), 0.0))
+    def _aim(self, cut: float, excess: float) -> None:
+        """Put the next floor a little below the cut.
+
+        The gap grows at once after a batch with few candidates and shrinks slowly after one with many, so that drift
+        and noise of the cut widen it by themselves.
+        """
+        change = min(max(0.5 * (1 - excess / EXCESS), -0.03), 0.5)
+        self.gap.mul_(1 + change).clamp_(max=0.5)
+        self.floor.copy_(cut * (1 - self.gap))
 
 
 def _count_tokens(x: Tensor, total: AllSum) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from impact_lightning.types import UserError
@@ -92,9 +93,10 @@ class SparseSAE(SAE):
         outputs, _, from_dead = reconstruct(x, self.weights, codes, layout, dead)  # (G, B, D_out)
         outputs = outputs + self.skip(x)
         weight = per_token(x, n_tokens)
-        errors = target - outputs
-        losses = errors.square().sum((1, 2)) * weight  # (G,)
-        aux = aux_loss(errors[-1], from_dead) * self.aux_weight if dead else losses.new_zeros(())
+        losses = torch.stack([F.mse_loss(output, target, reduction="sum") for output in outputs]) * weight  # (G,)
+        aux = losses.new_zeros(())
+        if dead:
+            aux = aux_loss(target - outputs[-1], from_dead) * self.aux_weight
         loss = losses[0] if len(losses) == 1 else losses @ losses.new_tensor(self.prefix_weights)
         return Objective(
             loss=loss + aux,

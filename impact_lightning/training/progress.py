@@ -47,7 +47,7 @@ class Progress(RichProgressBar):
         """Return the columns of a line."""
         return [
             TextColumn("[progress.description]{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             _Rate(self),
             _TimeLeft(self),
