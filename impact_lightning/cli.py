@@ -14,12 +14,18 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from impact_lightning.backbones.classifier import LitClassifier as LitClassifier  # imported: short names work
 from impact_lightning.data.images import ImageData as ImageData
 from impact_lightning.data.rooms import Rooms as Rooms
+from impact_lightning.data.scene_files import DSpritesFile as DSpritesFile
+from impact_lightning.data.scene_files import Shapes3DFile as Shapes3DFile
 from impact_lightning.data.scenes import SceneData as SceneData
 from impact_lightning.data.sprites import Sprites as Sprites
+from impact_lightning.data.transforms import FlipCrop as FlipCrop
+from impact_lightning.data.transforms import RandomResizedCrop as RandomResizedCrop
 from impact_lightning.files import atomic_write
 from impact_lightning.mistakes import explain, user_error_behind
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
@@ -29,7 +35,7 @@ from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.training.results_writer import ResultsWriter
 from impact_lightning.training.step_seed import StepSeed
 from impact_lightning.training.throughput import Throughput
-from impact_lightning.training.tracking import wandb_runs
+from impact_lightning.training.tracking import wandb_id, wandb_runs
 from impact_lightning.types import UserError
 
 DESCRIPTION = "Did sparsity make this vision transformer easier to understand?"
@@ -67,21 +73,43 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and everything that lives in it."""
-        parser.add_argument("--run", type=str, default="runs/dev", help="folder of this run: everything it writes")
+        # not --run: torchrun takes that for an abbreviation of one of its own options
+        parser.add_argument("--dir", type=str, default="runs/dev", help="folder of this run: everything it writes")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.link_arguments("run", "trainer.default_root_dir")
-        parser.link_arguments("run", "checkpoint.dirpath", compute_fn=checkpoint_dir)
+        parser.link_arguments("dir", "trainer.default_root_dir")
+        parser.link_arguments("dir", "checkpoint.dirpath", compute_fn=checkpoint_dir)
         parser.link_arguments("data.n_classes", "model.init_args.n_classes", apply_on="instantiate")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this run."""
+        return Path(self._get(self.config, "dir"))
+
+    @property
+    def verb(self) -> str:
+        """What is to be done: fit, validate, test or predict."""
+        return str(self.config["subcommand"])
 
     def _parse_ckpt_path(self) -> None:
         """Let the configuration decide: Lightning would let the checkpoint's overrule the command line silently."""
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot work before anything is built, and tie a W&B run to the run folder."""
+        self.ckpt_path = self._checkpoint(self._get(self.config, "ckpt_path"))
+        for logger in _as_list(self._get(self.config, "trainer").get("logger")):
+            if getattr(logger, "class_path", "").endswith("WandbLogger"):
+                identity = wandb_id(self.folder)
+                for name, value in {"save_dir": str(self.folder), "name": self.folder.name, "id": identity}.items():
+                    if logger.init_args.get(name) in (None, "."):
+                        logger.init_args[name] = value
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with our way of writing checkpoints, and CSV files unless a logger is configured."""
-        run = self._get(self.config, "run")
+        """Build the trainer with our checkpoints and callbacks; a fit without a logger writes CSV files."""
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
-            config["logger"] = CSVLogger(run, name="logs")
+            # The number is fixed here: left to the logger, forked ranks would each count on.
+            number = len(list((self.folder / "logs").glob("version_*")))
+            config["logger"] = CSVLogger(str(self.folder), name="logs", version=number) if self.verb == "fit" else False
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         ours = [StepSeed(self._get(self.config, "seed_everything")), Throughput(), ResultsWriter(), PredictionWriter()]
         if config.get("enable_progress_bar") is not False:
@@ -89,40 +117,29 @@ class CLI(LightningCLI):
         config["callbacks"] = [*_as_list(config.get("callbacks")), *ours]
         return super().instantiate_trainer(**kwargs)
 
-    def before_instantiate_classes(self) -> None:
-        """Tie a W&B run to the run folder: a restart continues its curves."""
-        logger = self._get(self.config, "trainer").get("logger")
-        if getattr(logger, "class_path", "").endswith("WandbLogger"):
-            run = Path(self._get(self.config, "run"))
-            defaults = {"save_dir": str(run), "name": run.name, "id": str(run).strip("/").replace("/", "-")}
-            for name, value in defaults.items():
-                if logger.init_args.get(name) in (None, "."):
-                    logger.init_args[name] = value
-            run.mkdir(parents=True, exist_ok=True)
-
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Resolve `last` and `best` to the files of this run."""
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand == "test":
-            kwargs["verbose"] = False  # ResultsWriter shows the same numbers with their nulls and intervals
-        if subcommand == "predict":
-            kwargs["return_predictions"] = False  # PredictionWriter has them
-        kwargs["ckpt_path"] = self._checkpoint(subcommand, kwargs.get("ckpt_path"))
+        """Hand over the checkpoint that was found, and leave the showing of results to our callbacks."""
+        ours = {"test": {"verbose": False}, "predict": {"return_predictions": False}}.get(subcommand, {})
+        kwargs = {**super()._prepare_subcommand_kwargs(subcommand), **ours, "ckpt_path": self.ckpt_path}
+        if self.ckpt_path is None and subcommand != "fit" and getattr(self.model, "is_random", False):
+            raise UserError(f"{subcommand} would measure random weights: add `--ckpt_path best` or `--ckpt_path FILE`")
         return kwargs
 
-    def _checkpoint(self, verb: str, wanted: Any) -> str | None:
-        folder = Path(checkpoint_dir(self._get(self.config, "run")))
+    def _checkpoint(self, wanted: Any) -> str | None:
+        """Return the file that `last`, `best` or a path stands for."""
+        folder = Path(checkpoint_dir(str(self.folder)))
         if wanted is None:
-            if verb == "fit" and (folder / "last.ckpt").exists() and not is_rehearsal(self.trainer):
+            is_new = not (folder / "last.ckpt").exists() or self._get(self.config, "trainer").get("fast_dev_run")
+            if self.verb == "fit" and not is_new:
                 raise UserError(
-                    f"{folder.parent} already holds a run: add `--ckpt_path last` to continue it, "
-                    "or choose another folder with `--run`"
+                    f"{self.folder} already holds a run: add `--ckpt_path last` to continue it, "
+                    "or choose another folder with `--dir`"
                 )
             return None
         path = folder / f"{wanted}.ckpt" if wanted in ("last", "best") else Path(wanted)
         if path.is_file():
             return str(path)
-        if verb == "fit" and wanted == "last":
+        if self.verb == "fit" and wanted == "last":
             return None  # the first start of a run that is always started with `--ckpt_path last`
         raise UserError(f"--ckpt_path {wanted}: there is no file {path}")
 
@@ -133,32 +150,25 @@ class CLI(LightningCLI):
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         print(f"{type(self.model).__name__}: {trained:,} parameters are trained")
 
-    def after_fit(self) -> None:
-        """Say where things are."""
-        self._say_where(f"{self._get(self.config, 'run')}/checkpoints/last.ckpt")
-
     @rank_zero_only
-    def _say_where(self, checkpoint: str) -> None:
-        if is_rehearsal(self.trainer):
-            return
-        metrics = self.trainer.callback_metrics
-        shown = ", ".join(f"{name} {float(value):.4f}" for name, value in sorted(metrics.items()) if "val/" in name)
+    def after_fit(self) -> None:
+        """Say how it went, and where things are."""
         trainer: Any = self.trainer
+        if is_rehearsal(trainer):
+            return
         speed = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))
-        steps = self.trainer.global_step  # 0 where forked processes did the work
-        took = timedelta(seconds=round(monotonic() - self._began))
-        print(
-            f"\nfitted {f'{steps:,} steps ' if steps else ''}in {took}"
-            + (f" at {speed.images_per_second * self.trainer.world_size:,.0f} images/s" if speed.images else "")
-            + (f", {speed.data_wait:.1%} waiting for data" if speed.images else "")
-            + (f": {shown}" if shown else "")
-            + f"\n  checkpoint  {checkpoint}\n  logs        {self._where_logs()}"
-            + f"\n  config      {self._get(self.config, 'run')}/fit.yaml"
-        )
-
-    def _where_logs(self) -> str:
-        logger = self.trainer.logger
-        return str(getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or "none")
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        steps = f"{trainer.global_step:,} steps " if trainer.global_step else ""  # 0 where forked processes trained
+        said = [f"fitted {steps}in {timedelta(seconds=round(monotonic() - self._began))}"]
+        if speed.images:
+            said[0] += f" at {speed.images_per_second * trainer.world_size:,.0f} images/s"
+            said.append(f"{speed.data_wait:.1%} waiting for data")
+        said += [f"{name} {value:.4f}" for name, value in sorted(scores.items())]
+        logs = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
+        print("\n" + ", ".join(said))
+        print(f"  checkpoint  {checkpoint_dir(str(self.folder))}/last.ckpt")
+        print(f"  logs        {logs or ', '.join(type(logger).__name__ for logger in trainer.loggers) or 'none'}")
+        print(f"  config      {self.folder}/fit.yaml")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -169,7 +179,8 @@ def _as_list(value: Any) -> list[Any]:
 def _quiet() -> None:
     """Keep what dependencies say of themselves out of the terminal; what concerns the run's results still shows."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # tips, "GPU available", what was not set
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for chatty in ("seed", "distributed"):
+        logging.getLogger(f"lightning.fabric.utilities.{chatty}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # lightning 2.6 on torch >= 2.13
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # a short run; the results show
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning|jsonargparse")
@@ -194,7 +205,7 @@ def main(args: ArgsType = None) -> None:
             trainer_defaults={"enable_model_summary": False},
             args=args,
         )
-    except ValueError as error:  # UserError is one; jsonargparse wraps those that a class raises into its own
+    except (ValueError, MisconfigurationException, ProcessRaisedException) as error:
         mistake = user_error_behind(error)
         if mistake is None:
             raise

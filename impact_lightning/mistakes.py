@@ -6,6 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from impact_lightning.types import UserError
 
@@ -35,6 +37,8 @@ def explain(message: str, args: Sequence[str]) -> str:
     text = " ".join(line.rstrip(":") + ":" if line.startswith("Parser key") else line for line in kept)
     text = _CLASS.sub(lambda match: match[1].rsplit(".", 1)[-1], text)
     text = re.sub(r"Parser key ", "", text)
+    while (joined := re.sub(r'"([\w.]+)": "([\w.]+)"', r'"\1.\2"', text)) != text:
+        text = joined  # "model": "lr" is the key model.lr
     if unknown := re.search(r"Expected a dot import path string: (\S+)", text):
         text = f"unknown class {unknown[1]!r}: give a short name that `--help` lists, or package.module.Class"
     place = _place(message, args, paths)
@@ -42,10 +46,15 @@ def explain(message: str, args: Sequence[str]) -> str:
 
 
 def user_error_behind(error: BaseException | None) -> UserError | None:
-    """Return the user's mistake that another exception was raised from, if that is what happened."""
+    """Return the user's mistake that an exception was raised from, or that Lightning found, if it is one."""
     while error is not None:
         if isinstance(error, UserError):
             return error
+        if isinstance(error, MisconfigurationException):  # no such accelerator, options that exclude each other, ...
+            return UserError(str(error))
+        if isinstance(error, ProcessRaisedException):  # of a forked rank, only the text of its traceback is left
+            said = re.findall(r"^[\w.]*UserError: (.*)$", str(error), re.MULTILINE)
+            return UserError(said[-1]) if said else None
         error = error.__cause__ or error.__context__
     return None
 
@@ -70,13 +79,25 @@ def _syntax_error(path: Path) -> str | None:
 def _place(message: str, args: Sequence[str], paths: Sequence[Path]) -> str:
     """Return file and line of the innermost key that the message quotes, unless it stands on the command line."""
     quoted = re.findall(r"(?:key|[Oo]ption) [\"']([\w.]+)[\"']", message)
-    if not quoted:
+    keys = [part for key in quoted for part in key.split(".")]
+    if not keys:
         return ""
-    name = re.escape(quoted[-1].split(".")[-1])
-    if any(re.match(rf"--([\w.]+\.)?{name}(=|\+|$)", word) for word in args):
+    if any(re.match(rf"--([\w.]+\.)?{re.escape(keys[-1])}(=|\+|$)", word) for word in args):
         return "on the command line"
     for path in reversed(paths):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if re.search(rf"(^[\s-]*|[{{,]\s*){name}\s*:", line):
-                return f"{path}, line {number}"
+        for names, line in _keys(yaml.compose(path.read_text()), ()):
+            if names[-1] == keys[-1] and set(keys) <= set(names):
+                return f"{path}, line {line}"
     return ""
+
+
+def _keys(node: yaml.Node | None, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the names from the root to each key of a document, and its line."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _keys(item, above)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            names = (*above, str(key.value))
+            yield names, key.start_mark.line + 1
+            yield from _keys(value, names)

@@ -32,7 +32,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("fitted")
-    main(["fit", f"--config={TINY}", f"--run={run}", "--trainer.max_epochs=1"])
+    main(["fit", f"--config={TINY}", f"--dir={run}", "--trainer.max_epochs=1"])
     return run
 
 
@@ -76,7 +76,7 @@ print([name for name in ("h5py", "datasets", "sklearn") if name in sys.modules])
 """
     out = in_python(code)
     assert out.strip().endswith("[]")
-    assert all(verb in out for verb in ("fit", "validate", "test", "predict", "--run", "--ckpt_path"))
+    assert all(verb in out for verb in ("fit", "validate", "test", "predict", "--dir", "--ckpt_path"))
 
 
 def test_the_maths_imports_without_wandb_and_jsonargparse() -> None:
@@ -92,8 +92,8 @@ for module in pkgutil.walk_packages(impact_lightning.__path__, "impact_lightning
 
 def test_fit_then_test_then_predict(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = "--ckpt_path=best"
-    main(["test", f"--config={TINY}", f"--run={fitted}", checkpoint])
-    main(["predict", f"--config={TINY}", f"--run={fitted}", checkpoint])
+    main(["test", f"--config={TINY}", f"--dir={fitted}", checkpoint])
+    main(["predict", f"--config={TINY}", f"--dir={fitted}", checkpoint])
     capsys.readouterr()
     top1 = next(record for record in read_results(fitted / "results.json") if record.measure == "top1")
     lines = (fitted / "predictions.csv").read_text().splitlines()
@@ -106,9 +106,9 @@ def test_fit_then_test_then_predict(fitted: Path, capsys: pytest.CaptureFixture[
 
 def test_the_saved_configuration_runs_again_and_test_leaves_it_alone(fitted: Path, tmp_path: Path) -> None:
     before = (fitted / "fit.yaml").read_text()
-    main(["test", f"--config={TINY}", f"--run={fitted}", "--ckpt_path=last"])
+    main(["test", f"--config={TINY}", f"--dir={fitted}", "--ckpt_path=last"])
     assert (fitted / "fit.yaml").read_text() == before
-    main(["fit", f"--config={fitted / 'fit.yaml'}", f"--run={tmp_path}"])
+    main(["fit", f"--config={fitted / 'fit.yaml'}", f"--dir={tmp_path}"])
     first, second = (
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (fitted, tmp_path)
     )
@@ -133,7 +133,7 @@ def test_wandb_offline_needs_one_line_and_no_account(
     monkeypatch.setenv("WANDB_SILENT", "true")
     main(
         [
-            *("test", f"--config={TINY}", f"--run={tmp_path / 'tracked'}", "--trainer.logger=WandbLogger"),
+            *("test", f"--config={TINY}", f"--dir={tmp_path / 'tracked'}", "--trainer.logger=WandbLogger"),
             f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}",
         ]
     )
@@ -150,7 +150,7 @@ def test_wandb_offline_needs_one_line_and_no_account(
 def test_every_recipe_runs(recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = "{img_size: 32, patch_size: 16, embed_dim: 24, depth: 2, num_heads: 3}"
     words = [
-        *("fit", f"--config={ROOT / recipe}", f"--run={tmp_path}", "--trainer.fast_dev_run=1"),
+        *("fit", f"--config={ROOT / recipe}", f"--dir={tmp_path}", "--trainer.fast_dev_run=1"),
         *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true", "--data.batch_size=4"),
         *("--data.workers=0", "--data.eval_batch_size=4", f"--model.backbone.model_args={small}"),
     ]
@@ -195,7 +195,7 @@ def test_a_wrong_type_is_named_with_file_and_line(tmp_path: Path, capsys: pytest
     bad = tmp_path / "bad.yaml"
     bad.write_text("model:\n  init_args:\n    lr: fast\n")
     message = said(capsys, "fit", f"--config={TINY}", f"--config={bad}")
-    assert '"lr": Expected a float. Got value: fast' in message
+    assert '"model.lr": Expected a float. Got value: fast' in message
     assert f"{bad}, line 3" in message
 
 
@@ -214,14 +214,14 @@ def test_an_unknown_class_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_factor_is_named_with_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = said(capsys, "fit", f"--config={TINY}", "--data.label=[colour]", f"--run={tmp_path}")
+    message = said(capsys, "fit", f"--config={TINY}", "--data.label=[colour]", f"--dir={tmp_path}")
     assert "data.label" in message
     assert "'colour'" in message
     assert "object_hue" in message
 
 
 def test_an_unknown_model_is_named_with_its_neighbours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = said(capsys, "fit", f"--config={TINY}", "--model.backbone.name=vit_tny_patch16_224", f"--run={tmp_path}")
+    message = said(capsys, "fit", f"--config={TINY}", "--model.backbone.name=vit_tny_patch16_224", f"--dir={tmp_path}")
     assert "vit_tiny_patch16_224" in message
 
 
@@ -232,12 +232,12 @@ def test_no_verb_and_a_wrong_verb_are_answered_with_the_verbs(capsys: pytest.Cap
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (fitted / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    assert "--ckpt_path last" in said(capsys, "fit", f"--config={TINY}", f"--run={fitted}")
+    assert "--ckpt_path last" in said(capsys, "fit", f"--config={TINY}", f"--dir={fitted}")
     assert (fitted / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = said(capsys, "test", f"--config={TINY}", f"--run={tmp_path}", "--ckpt_path=best")
+    message = said(capsys, "test", f"--config={TINY}", f"--dir={tmp_path}", "--ckpt_path=best")
     assert f"{tmp_path}/checkpoints/best.ckpt" in message
 
 
@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_named(
     damaged = tmp_path / "damaged.ckpt"
     whole = (fitted / "checkpoints" / "last.ckpt").read_bytes()
     damaged.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
-    message = said(capsys, "test", f"--config={TINY}", f"--run={tmp_path}", f"--ckpt_path={damaged}")
+    message = said(capsys, "test", f"--config={TINY}", f"--dir={tmp_path}", f"--ckpt_path={damaged}")
     assert f"{damaged} is damaged" in message
 
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_names(
 ) -> None:
     message = said(
         capsys,
-        *("test", f"--config={TINY}", f"--run={tmp_path}", f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}"),
+        *("test", f"--config={TINY}", f"--dir={tmp_path}", f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}"),
         "--model.backbone.model_args={img_size: 16, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3}",
     )
     assert "does not fit" in message
@@ -267,12 +267,39 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_names(
 def test_a_batch_that_does_not_divide_over_the_images_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "batch_size 999" in said(capsys, "fit", f"--config={TINY}", "--data.batch_size=999", f"--run={tmp_path}")
+    assert "batch_size 999" in said(capsys, "fit", f"--config={TINY}", "--data.batch_size=999", f"--dir={tmp_path}")
 
 
 def test_a_monitor_that_is_not_logged_is_named_with_those_that_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = said(capsys, "fit", f"--config={TINY}", "--checkpoint.monitor=val/top2", f"--run={tmp_path}")
+    message = said(capsys, "fit", f"--config={TINY}", "--checkpoint.monitor=val/top2", f"--dir={tmp_path}")
     assert "val/top2" in message
     assert "val/top1" in message
+
+
+def test_measuring_random_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--ckpt_path best" in said(capsys, "test", f"--config={TINY}", f"--dir={tmp_path}")
+
+
+@pytest.mark.parametrize("words", [["--data.source.size=32"], ["--data.source=Sprites", "--data.label=[shape]"]])
+def test_images_that_the_model_cannot_take_are_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = said(capsys, "fit", f"--config={TINY}", f"--dir={tmp_path}", *words)
+    assert "img_size" in message
+    assert "(3, 16, 16)" in message
+
+
+def test_a_missing_accelerator_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        return  # then it is not missing
+    assert "CUDA" in said(capsys, "fit", f"--config={TINY}", f"--dir={tmp_path}", "--trainer.accelerator=cuda")
+
+
+def test_torchrun_takes_our_options_for_ours() -> None:
+    from torch.distributed.run import get_args_parser
+
+    words = ["--nproc_per_node", "8", "-m", "impact_lightning", "fit", "--dir", "runs/x", "--ckpt_path", "last"]
+    parsed = get_args_parser().parse_args(words)
+    assert parsed.training_script_args == words[4:]

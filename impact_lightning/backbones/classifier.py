@@ -1,6 +1,7 @@
 """The classifier: train or fine-tune a vision transformer, and measure how often it is right."""
 
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,13 +98,14 @@ class LitClassifier(LightningModule):
             self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
             self.ema.requires_grad_(False)  # or ranks would wait for its gradients
         self.records: list[Record] = []
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where `seed_everything` leaves it
         self.val_scores = ClassifierScores(n_classes)
         self.test_scores = ClassifierScores(n_classes)
 
     def _freeze(self, train_only: list[str] | None) -> None:
         if train_only is None:
             return
-        if not (self.backbone_config.pretrained or self.backbone_config.weights):
+        if self.is_random:
             raise UserError("model.train_only freezes random weights: set backbone.pretrained or backbone.weights")
         trained = 0
         for name, parameter in self.model.named_parameters():
@@ -112,6 +114,22 @@ class LitClassifier(LightningModule):
         if not trained:
             known = sorted({name.split(".")[0] for name, _ in self.model.named_parameters()})
             raise UserError(f"model.train_only {train_only} matches no parameter; they begin with: {', '.join(known)}")
+
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing but a checkpoint could give this model weights worth measuring."""
+        return not (self.backbone_config.pretrained or self.backbone_config.weights)
+
+    def setup(self, stage: str) -> None:
+        """Refuse images that the model cannot take, before anything runs."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        patches, shape = self.model.patch_embed, data.image_shape
+        takes = (patches.proj.in_channels, *patches.img_size)
+        if shape[0] != takes[0] or (shape != takes and patches.strict_img_size):
+            raise UserError(
+                f"the data gives images of (channels, height, width) {shape}, model {self.backbone_config.name} takes "
+                f"{takes}: change the size of the data, or img_size and in_chans in backbone.model_args"
+            )
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -183,7 +201,7 @@ class LitClassifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all ranks."""
-        scores = self.val_scores.compute()
+        scores = self.val_scores.collect()
         shown = {f"val/{name}": score["value"] for name, score in scores.items()}
         self.log_dict(shown, prog_bar=True, sync_dist=True)  # equal on all ranks; without it Lightning warns
 
@@ -200,7 +218,7 @@ class LitClassifier(LightningModule):
         """Turn the scores over all ranks into records."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         weights = fingerprint(self.evaluated)
-        for name, score in self.test_scores.compute().items():
+        for name, score in self.test_scores.collect().items():
             self.log(f"test/{name}", score["value"], sync_dist=True)
             self.records.append(
                 Record(
@@ -208,8 +226,13 @@ class LitClassifier(LightningModule):
                     version=1,
                     value=score["value"],
                     n=int(score["n"]),
-                    seed=data.seed,
-                    protocol={**data.protocol(), "precision": str(self.trainer.precision), "ema": self.ema is not None},
+                    seed=self.seed,
+                    protocol={
+                        **data.protocol(),
+                        "data_seed": data.seed,
+                        "precision": str(self.trainer.precision),
+                        "ema": self.ema is not None,
+                    },
                     weights=weights,
                     data=data.fingerprint("test"),
                     null=Null(score["null"], "labels permuted, exact expectation") if "null" in score else None,
@@ -220,6 +243,8 @@ class LitClassifier(LightningModule):
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the position of every image, its label, and the probability of every class."""
+        if not len(batch.images):
+            return {}
         return {"index": batch.row, "label": batch.labels, "probability": self(batch.images).float().softmax(1)}
 
     # --------------------------------------------------------------------------------------------- checkpoints
@@ -235,11 +260,13 @@ class LitClassifier(LightningModule):
         return {prefix + name for name in frozen for prefix in ("model.", "ema.module.")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember which frozen weights the trained ones belong to."""
+        """Remember the seed, and which frozen weights the trained ones belong to."""
+        checkpoint["seed"] = self.seed
         checkpoint["frozen"] = self._frozen_fingerprint()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that do not fit this model, by name."""
+        """Refuse weights that do not fit this model, by name; the seed of what is measured is that of its training."""
+        self.seed = checkpoint.get("seed", self.seed)
         saved, own = checkpoint["state_dict"], self.state_dict()
         wrong = sorted(saved.keys() ^ own.keys()) or sorted(
             f"{name} {tuple(saved[name].shape)} instead of {tuple(own[name].shape)}"

@@ -108,6 +108,12 @@ class ImageData(ImageDataModule):
         self._sources[first] = self.collection.open(first)
         self.class_names = self._sources[first].class_names
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.preprocess.resolved["input_size"]
+        return channels, height, width
+
     def split(self, name: Split) -> ImageSet:
         """Return the images of a split: predicting takes the test split, and testing that for validation if need be."""
         part = "test" if name == "predict" else name

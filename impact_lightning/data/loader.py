@@ -155,13 +155,18 @@ class EvalLoader(_Loader):
 
     def __len__(self) -> int:
         """Return the number of batches of this rank."""
+        return len(self._steps())
+
+    def _steps(self) -> list[int | None]:
+        """Return the numbers of this rank's batches; None, an empty batch, where there are more ranks than batches.
+
+        Lightning refuses a rank that has no batch at all.
+        """
         rank, world = rank_and_world()
-        return len(range(rank, len(self.order), world))
+        return [*range(rank, len(self.order), world)] or [None]
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        """Yield this rank's batches."""
-        rank, world = rank_and_world()
-        keys = ([Key(0, int(row)) for row in self.order.rows_at(step)] for step in range(rank, len(self.order), world))
-        for batch in self._load(keys):
-            if len(batch.labels):  # or all of its images were damaged
-                yield batch
+        """Yield this rank's batches; one may be empty, also where all of its images are damaged."""
+        yield from self._load(
+            [] if step is None else [Key(0, int(row)) for row in self.order.rows_at(step)] for step in self._steps()
+        )

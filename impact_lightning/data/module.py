@@ -50,6 +50,11 @@ class ImageDataModule(LightningDataModule):
         """Return the number of classes."""
         return len(self.class_names)
 
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+
     @abstractmethod
     def split(self, name: Split) -> RandomAccess:
         """Return the data set of a split, or raise `UserError` where there is none."""

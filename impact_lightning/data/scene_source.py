@@ -11,6 +11,7 @@ from impact_lightning.data.factors import FactorGrid
 class SceneSource(ABC):
     """Images of a grid of known factors; every image is a pure function of its index."""
 
+    version: int = 1  # to be raised when an image of the same index changes
     grid: FactorGrid  # the factors, in the order that numbers the images
     channels: int  # colour channels: 1 or 3
     size: int  # height and width of an image in pixels

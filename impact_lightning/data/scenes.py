@@ -20,7 +20,7 @@ class SceneSet:
         self.source = source
         self.rows = rows  # (N,) index into the grid
         self.label = label
-        identity = f"{type(source).__name__} {source.size} {source.grid} {label}"
+        identity = f"{type(source).__name__} {source.version} {source.size} {source.grid} {label}"
         self.fingerprint = hashlib.sha256(identity.encode() + rows.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -94,6 +94,11 @@ class SceneData(ImageDataModule):
         order = np.random.default_rng(seed).permutation(len(source))
         rows = np.split(order[: sum(sizes.values())], np.cumsum([n_train, n_val]))
         self._splits = {name: SceneSet(source, part, label) for name, part in zip(sizes, rows, strict=True)}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.source.channels, self.source.size, self.source.size
 
     def split(self, name: Split) -> SceneSet:
         """Return a split; `predict` reads the test images."""

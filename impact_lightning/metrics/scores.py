@@ -36,7 +36,7 @@ class ClassifierScores(nn.Module):
         for metric in self._accuracies.values():
             metric.update(logits, labels)
 
-    def compute(self) -> dict[str, dict[str, float]]:
+    def collect(self) -> dict[str, dict[str, float]]:
         """Return `value`, `n`, `low`, `high` and `null` of every score over all ranks, and start anew."""
         scores = {
             name: {key: float(value) for key, value in metric.compute().items()}

@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from impact_lightning.ranks import all_sum, rank_and_world
+from impact_lightning.ranks import all_sum
 from impact_lightning.types import UserError
 
-from .dead_latents import DeadLatents
-from .optimizer import renormalise
-from .reconstruction import Weights
+from impact_lightning.sae.dead_latents import DeadLatents
+from impact_lightning.sae.reconstruction import Weights
 
 
 class Objective(NamedTuple):
@@ -41,6 +40,8 @@ class SAE(nn.Module):
         skip: Whether a transcoder adds a linear map of its input.
         dead_after: Tokens of silence after which a latent counts as dead.
     """
+
+    unit_decoder = True  # rows of the decoder have unit length
 
     def __init__(
         self, d_in: int, n_latents: int, *, d_out: int | None = None, skip: bool = False, dead_after: int = 10_000_000
@@ -124,18 +125,6 @@ class SAE(nn.Module):
         self.b_dec.copy_(all_sum(target.double().sum(0)) / n_tokens)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return parameters for `DictionaryAdam`: rows of the decoder have unit length."""
+        """Return parameters for `DictionaryAdam`, the decoder first."""
         others = [weight for weight in self.parameters() if weight is not self.w_dec]
-        return [{"params": [self.w_dec], "unit_rows": True}, {"params": others}]
-
-    @torch.no_grad()
-    def normalise_decoder(self) -> None:
-        """Give the rows of the decoder unit length."""
-        renormalise(self.w_dec)
-
-
-def per_token(x: Tensor, n_tokens: int | None = None) -> float:
-    """Return the weight of each token of this rank in the mean over all ranks' tokens, times the number of ranks."""
-    if n_tokens is None:
-        n_tokens = int(all_sum(torch.tensor(len(x), device=x.device)))
-    return rank_and_world()[1] / max(n_tokens, 1)
+        return [{"params": [self.w_dec], "unit_rows": self.unit_decoder}, {"params": others}]

@@ -1,6 +1,5 @@
-"""BatchTopK and Matryoshka BatchTopK: the number of active latents is fixed for a batch, not for a token."""
+"""BatchTopK: the number of active latents is fixed for a batch, not for a token."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,9 +7,10 @@ from torch import Tensor
 
 from impact_lightning.types import UserError
 
-from .screen import ScreenName
-from .selection import BatchTopKSelection, Scope
-from .sparse_autoencoder import Chosen, SparseSAE
+from impact_lightning.sae.codes import Codes
+from impact_lightning.sae.screen import ScreenName
+from impact_lightning.sae.selection import BatchTopKSelection, Scope, Selection
+from impact_lightning.sae.sparse_autoencoder import SparseSAE
 
 DECAY = 0.99  # of the running mean of the cut
 
@@ -56,13 +56,14 @@ class BatchTopK(SparseSAE):
             raise UserError("threshold: this dictionary has none yet; train it or calibrate one")
         return float(self.cut_sum / self.cut_weight)
 
-    def choose(self, xc: Tensor) -> Chosen:
+    def choose(self, xc: Tensor, n_tokens: int) -> Codes:
         """See `SparseSAE.choose`; the running mean of the cut follows, and a calibrated threshold is out of date."""
-        codes, cut, n_tokens = self.selection(xc, self.w_enc, self.b_enc, self.k)
-        self.cut_sum.mul_(DECAY).add_((1 - DECAY) * cut)
+        n_shared = n_tokens if self.selection.scope == "global" else len(xc)
+        kept: Selection = self.selection(xc, self.w_enc, self.b_enc, round(n_shared * self.k))
+        self.cut_sum.mul_(DECAY).add_((1 - DECAY) * kept.cut)
         self.cut_weight.mul_(DECAY).add_(1 - DECAY)
         self.threshold.fill_(torch.nan)
-        return Chosen(codes, n_tokens)
+        return kept.codes
 
     def activate(self, z: Tensor) -> Tensor:
         """See `SAE.activate`."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from impact_lightning.ranks import all_sum, rank_and_world
 
-from .reconstruction import DeadCodes, Weights
+from impact_lightning.sae.reconstruction import DeadCodes, Weights
 
 
 class DeadLatents(nn.Module):

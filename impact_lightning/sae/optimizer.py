@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from .sparse import row_dots
+from impact_lightning.sae.sparse import row_dots
 
 CHUNK = 256  # rows that are projected and measured while they are in cache
 

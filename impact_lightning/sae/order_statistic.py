@@ -29,14 +29,14 @@ def nth_largest(bits: Tensor, n: int, all_sum: AllSum) -> Cut | None:
         n: Which one, from 1 for the largest.
         all_sum: Sums a tensor over the ranks that take part.
     """
-    n_found = int(all_sum(torch.tensor(bits.numel(), device=bits.device)))
-    if n_found < n or n < 1:
-        return None
-    prefix, n_above, n_equal = 0, 0, 0
+    prefix, n_above, n_equal, n_found = 0, 0, 0, 0
     for shift in range(bits.element_size() * 8 - DIGIT, -1, -DIGIT):
         digits = (bits >> shift).bitwise_and_(2**DIGIT - 1)
         counts = all_sum(torch.bincount(digits, minlength=2**DIGIT))
         from_top = counts.flip(0).cumsum(0)
+        n_found = n_found or int(from_top[-1])
+        if n_found < n or n < 1:
+            return None
         place = int(torch.searchsorted(from_top, n - n_above))
         digit = 2**DIGIT - 1 - place
         n_equal = int(counts[digit])

@@ -1,4 +1,4 @@
-"""Reconstruction from sparse codes, forward and backward, without a matrix of the size of the batch times the latents."""
+"""Reconstruction from sparse codes, forward and backward, without a dense matrix of codes."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .codes import Codes, bounds
-from .gradient_memory import GradientMemory
-from .sparse import row_dots, segment_sums, weighted_rows
+from impact_lightning.sae.codes import Codes, bounds
+from impact_lightning.sae.gradient_memory import GradientMemory
+from impact_lightning.sae.sparse import row_dots, segment_sums, weighted_rows
 
 
 class Weights(NamedTuple):
@@ -117,8 +117,8 @@ class _Reconstruct(torch.autograd.Function):
         d_b_enc = segment_sums(d_values, by_latent)
         d_w_dec = weighted_rows(seen, slots, by_latent, values, out=layout.room("w_dec", w_dec))
         d_w_enc = weighted_rows(xc, rows, by_latent, d_values, out=layout.room("w_enc", w_enc))
-        dead = DeadCodes(*rest) if rest and g_dead is not None else None
-        if dead:
+        dead = DeadCodes(*rest) if rest else None
+        if dead and g_dead is not None:
             d_z = (g_dead @ w_dec[dead.latents].T).mul_(dead.chosen)  # (B, n)
             d_w_dec.index_add_(0, dead.latents, dead.values.T @ g_dead)
             d_w_enc.index_add_(0, dead.latents, d_z.T @ xc)
@@ -130,6 +130,6 @@ class _Reconstruct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             order = torch.argsort(rows, stable=True)
             d_x = weighted_rows(w_enc, latents[order], bounds(rows[order], len(xc)), d_values[order])
-            if dead:
+            if dead and g_dead is not None:
                 d_x.addmm_(d_z, w_enc[dead.latents])
         return d_x, d_w_enc, d_b_enc, d_w_dec, d_b_dec, None, None, None

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .codes import Codes, codes_from_flat
-from .sparse import row_dots
+from impact_lightning.sae.codes import Codes, codes_from_flat
+from impact_lightning.sae.sparse import row_dots
 
 ScreenName = Literal["fp32", "bf16"]
 

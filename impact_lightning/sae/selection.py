@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from impact_lightning.ranks import all_sum, rank_and_world
-from impact_lightning.types import UserError
 
-from .codes import Codes
-from .order_statistic import AllSum, Cut, float_bits, float_of, nth_largest
-from .screen import ScreenName, make_screen
+from impact_lightning.sae.codes import Codes
+from impact_lightning.sae.order_statistic import AllSum, Cut, float_bits, float_of, nth_largest
+from impact_lightning.sae.screen import ScreenName, make_screen
 
 Scope = Literal["global", "local"]
 
@@ -26,7 +25,6 @@ class Selection(NamedTuple):
 
     codes: Codes  # of this rank
     cut: float  # the M-th largest pre-activation; 0 where fewer are positive
-    n_tokens: int  # of all ranks
 
 
 class BatchTopKSelection(nn.Module):
@@ -42,7 +40,7 @@ class BatchTopKSelection(nn.Module):
     """
 
     floor: Tensor  # () float64: where the next search begins
-    slack: Tensor  # () float64: log of the candidates wanted per entry of M
+    gap: Tensor  # () float64: how far below the last cut that is, relative
 
     def __init__(self, screen: ScreenName = "fp32", scope: Scope = "global") -> None:
         super().__init__()
@@ -52,38 +50,27 @@ class BatchTopKSelection(nn.Module):
         self.register_buffer("gap", torch.tensor(0.04, dtype=torch.float64))
 
     @torch.no_grad()
-    def forward(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, k: float) -> Selection:
-        """Select among the entries of `x @ w_enc.T + b_enc`.
+    def forward(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, m: int) -> Selection:
+        """Keep the `m` largest positive entries of `x @ w_enc.T + b_enc`, or all positive ones if they are fewer.
 
         Args:
-            x: Centred inputs `(B, D)` of this rank.
+            x: Centred, finite inputs `(B, D)` of this rank.
             w_enc: Encoder `(F, D)`.
             b_enc: Encoder bias `(F,)`.
-            k: Mean number of active latents per token; need not be whole.
+            m: How many to keep in the whole batch.
         """
         total: AllSum = all_sum if self.scope == "global" else _itself
-        n_tokens = _count_tokens(x, total)
-        m = round(n_tokens * k)
-        codes, cut = self._search(x, w_enc, b_enc, k, m, total)
-        if cut is None:
-            return Selection(codes, 0.0, n_tokens)
-        kept = _keep(codes, cut, m - cut.n_above, len(w_enc), total)
-        return Selection(kept, float_of(cut.bits, x.dtype), n_tokens)
-
-    def _search(
-        self, x: Tensor, w_enc: Tensor, b_enc: Tensor, k: float, m: int, total: AllSum
-    ) -> tuple[Codes, Cut | None]:
-        """Return candidates and the cut among them; lower the floor until it is below the cut."""
-        first = float(self.floor) or _guess(x, w_enc, b_enc, k, total)
+        first = float(self.floor) or _guess(x, w_enc, b_enc, m, total)
         for floor in dict.fromkeys(first * share for share in LOWER):
             codes = self.screen.above(x, w_enc, b_enc, floor)
             cut = nth_largest(float_bits(codes.values), m, total)
             if cut:
-                self._aim(float_of(cut.bits, x.dtype), math.log(cut.n_found / m))
-                return codes, cut
-            self.gap.mul_(1.5)
+                value = float_of(cut.bits, x.dtype)
+                self._aim(value, math.log(cut.n_found / m))
+                return Selection(_keep(codes, cut, m - cut.n_above, len(w_enc), total), value)
+            self.gap.mul_(1.5).clamp_(max=0.5)
         self.floor.zero_()
-        return codes, None
+        return Selection(codes if m else codes.keep(codes.rows[:0]), 0.0)
 
     def _aim(self, cut: float, excess: float) -> None:
         """Put the next floor a little below the cut.
@@ -93,26 +80,16 @@ class BatchTopKSelection(nn.Module):
         """
         change = min(max(0.5 * (1 - excess / EXCESS), -0.03), 0.5)
         self.gap.mul_(1 + change).clamp_(max=0.5)
-        self.floor.copy_(cut * (1 - self.gap))
+        self.floor.copy_((1 - self.gap) * cut)
 
 
-def _count_tokens(x: Tensor, total: AllSum) -> int:
-    """Return the number of rows of all ranks; every rank refuses what is not finite on any of them."""
-    n_bad = 0 if bool(torch.isfinite(x.sum())) else int((~torch.isfinite(x).all(dim=1)).sum())
-    n_tokens, n_bad = total(torch.tensor([len(x), n_bad], device=x.device)).tolist()
-    if n_bad:
-        raise UserError(f"activations: {n_bad} of {n_tokens} tokens hold nan or infinite numbers; look at their source")
-    return n_tokens
-
-
-def _guess(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: float, total: AllSum) -> float:
-    """Return a floor from a few rows of the batch, the same on every rank."""
+def _guess(x: Tensor, w_enc: Tensor, b_enc: Tensor, m: int, total: AllSum) -> float:
+    """Return a floor that about `2 m` entries exceed, from a few rows of each rank's batch."""
     sample = x[:: max(len(x) // SAMPLE, 1)]
     z = torch.addmm(b_enc, sample, w_enc.T).view(-1)
-    wanted = min(round(2 * k * len(sample)), z.numel())
-    last = float(z.kthvalue(z.numel() - wanted + 1).values) if wanted else 0.0
-    summed, n_ranks = total(torch.tensor([last, 1.0], dtype=torch.float64, device=x.device)).tolist()
-    return max(summed / n_ranks, 0.0)
+    n_rows, n_sampled = total(torch.tensor([len(x), len(sample)], device=x.device)).tolist()
+    found = nth_largest(float_bits(z[z > 0]), 2 * m * n_sampled // max(n_rows, 1), total)
+    return float_of(found.bits, x.dtype) if found else 0.0
 
 
 def _keep(codes: Codes, cut: Cut, n_ties: int, n_latents: int, total: AllSum) -> Codes:

@@ -22,7 +22,7 @@ def weighted_rows(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor, o
     """
     if out is None:
         return _bag(table, ids, bounds, weights)
-    edges = bounds[::CHUNK].tolist() + [ids.numel()]
+    edges = [*bounds[::CHUNK].tolist(), ids.numel()]
     for chunk, (part, begin, end) in enumerate(zip(out.split(CHUNK), edges, edges[1:], strict=False)):
         local = bounds[chunk * CHUNK : chunk * CHUNK + len(part) + 1] - begin
         part.copy_(_bag(table, ids[begin:end], local, weights[begin:end]))
@@ -36,7 +36,8 @@ def row_dots(a: Tensor, a_ids: Tensor, b: Tensor, b_ids: Tensor) -> Tensor:
     """
     # embedding_bag's own gradient with respect to its weights: gathers nothing, unlike (a[i] * b[j]).sum(-1).
     unused = a_ids.new_zeros(1)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, b, b_ids, unused, a_ids, 0)
+    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(a, b, b_ids, unused, a_ids, 0)
+    return dots
 
 
 def segment_sums(values: Tensor, bounds: Tensor) -> Tensor:

@@ -1,26 +1,15 @@
 """Autoencoders with few active latents by construction: their training step never builds the dense code matrix."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from impact_lightning.types import UserError
-
-from .autoencoder import SAE, Objective, per_token
-from .codes import Codes
-from .dead_latents import DeadCodes, aux_loss, dead_codes
-from .gradient_memory import GradientMemory
-from .reconstruction import Layout, reconstruct
-
-
-class Chosen(NamedTuple):
-    """Codes of a batch and the number of tokens on all ranks."""
-
-    codes: Codes
-    n_tokens: int
+from impact_lightning.sae.autoencoder import SAE, Objective
+from impact_lightning.sae.codes import Codes
+from impact_lightning.sae.dead_latents import aux_loss, dead_codes
+from impact_lightning.sae.gradient_memory import GradientMemory
+from impact_lightning.sae.reconstruction import DeadCodes, Layout, reconstruct
+from impact_lightning.sae.tokens import count_tokens, token_weight
 
 
 class SparseSAE(SAE):
@@ -36,8 +25,6 @@ class SparseSAE(SAE):
         k_aux: Dead latents per token that help to explain the error; None takes half of the output's width.
         aux_weight: Weight of AuxK in the loss.
         aux_relu: Whether AuxK uses positive pre-activations only.
-        prefixes: Ascending numbers of latents, each of which must reconstruct on its own; None is all latents at once.
-        prefix_weights: Weight of each prefix; None gives each the same share.
     """
 
     def __init__(
@@ -52,30 +39,40 @@ class SparseSAE(SAE):
         k_aux: int | None = None,
         aux_weight: float = 1 / 32,
         aux_relu: bool = True,
-        prefixes: Sequence[int] | None = None,
-        prefix_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(d_in, n_latents, d_out=d_out, skip=skip, dead_after=dead_after)
         self.k = k
         self.k_aux = self.w_dec.shape[1] // 2 if k_aux is None else k_aux
         self.aux_weight = aux_weight
         self.aux_relu = aux_relu
-        self.prefixes = tuple(prefixes or (n_latents,))
-        if list(self.prefixes) != sorted(set(self.prefixes)) or self.prefixes[-1] != n_latents:
-            raise UserError(f"prefixes: {list(self.prefixes)} must ascend and end with all {n_latents} latents")
-        n_prefixes = len(self.prefixes)
-        self.prefix_weights = tuple(prefix_weights or [1 / n_prefixes] * n_prefixes)
-        if len(self.prefix_weights) != n_prefixes:
-            raise UserError(f"prefix_weights: {len(self.prefix_weights)} weights for {n_prefixes} prefixes")
+        self.prefixes: tuple[int, ...] = (n_latents,)  # numbers of latents that must reconstruct on their own
+        self.prefix_weights: tuple[float, ...] = (1.0,)
         self.memory: GradientMemory | None = None
 
     def reuse_gradient_memory(self) -> None:
         """Write weight gradients to the same memory in every step: for training loops, see `GradientMemory`."""
         self.memory = GradientMemory()
 
-    def choose(self, xc: Tensor) -> Chosen:
-        """Return the codes of a training batch of centred inputs `(B, D_in)`, without gradient."""
+    def choose(self, xc: Tensor, n_tokens: int) -> Codes:
+        """Return the codes of a training batch, without gradient.
+
+        Args:
+            xc: Centred inputs `(B, D_in)` of this rank.
+            n_tokens: Tokens of the batch on all ranks.
+        """
         raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return codes, `(..., D_in) -> (..., F)`: those of the batch's selection in training, else each token's own."""
+        z = self.pre_activations(x)
+        if not self.training:
+            return self.activate(z)
+        flat = x.flatten(0, -2)  # (..., D_in) -> (N, D_in)
+        with torch.no_grad():
+            codes = self.choose(self.centre(flat), count_tokens(flat))
+            kept = torch.zeros(len(flat), self.n_latents, dtype=torch.bool, device=x.device)
+            kept[codes.rows, codes.latents] = True
+        return z * kept.view_as(z)
 
     def objective(self, x: Tensor, target: Tensor | None = None) -> Objective:
         """See `SAE.objective`."""
@@ -85,14 +82,15 @@ class SparseSAE(SAE):
     def _objective(self, x: Tensor, target: Tensor) -> Objective:
         with torch.no_grad():
             xc = self.centre(x)
-            codes, n_tokens = self.choose(xc)
+            n_tokens = count_tokens(x)
+            codes = self.choose(xc, n_tokens)
             dead = self._dead_codes(xc)
             counts = torch.bincount(codes.latents, minlength=self.n_latents)
             self.dead.update(counts, n_tokens)
         layout = Layout(centred=not self.is_transcoder, prefixes=self.prefixes, memory=self.memory)
         outputs, _, from_dead = reconstruct(x, self.weights, codes, layout, dead)  # (G, B, D_out)
         outputs = outputs + self.skip(x)
-        weight = per_token(x, n_tokens)
+        weight = token_weight(n_tokens)
         losses = torch.stack([F.mse_loss(output, target, reduction="sum") for output in outputs]) * weight  # (G,)
         aux = losses.new_zeros(())
         if dead:

@@ -98,6 +98,7 @@ class Checkpoint(CheckpointCallback):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.best_score: float | None = None
+        self.best_step = -1
         self._saved_step = -1
         self._saved_time = time.monotonic()
 
@@ -112,7 +113,9 @@ class Checkpoint(CheckpointCallback):
         return self.dirpath / "best.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and mend the link that a kill left behind when the best checkpoint was just written."""
+        if trainer.global_step == self.best_step and trainer.is_global_zero and self.last.exists():
+            link_or_copy(self.last, self.best)
         self._saved_step = trainer.global_step
         self._saved_time = time.monotonic()
 
@@ -154,7 +157,7 @@ class Checkpoint(CheckpointCallback):
         score = float(trainer.callback_metrics[self.monitor])
         better = self.best_score is None or (score > self.best_score if self.mode == "max" else score < self.best_score)
         if better and not math.isnan(score):
-            self.best_score = score
+            self.best_score, self.best_step = score, trainer.global_step
             return True
         return False
 
@@ -167,8 +170,8 @@ class Checkpoint(CheckpointCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a restart."""
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue to compare with the best so far."""
-        self.best_score = state_dict["best_score"]
+        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]

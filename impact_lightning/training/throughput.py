@@ -24,6 +24,7 @@ class Throughput(Callback):
         self.waited = 0.0
         self._seen = 0
         self._start = self._end = 0.0
+        self._interrupted = False
 
     @property
     def images_per_second(self) -> float:
@@ -44,8 +45,14 @@ class Throughput(Callback):
         self._end = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The batch is there: the wait ends."""
+        """The batch is there: the wait ends, unless it was for a checkpoint."""
         self._start = time.perf_counter()
+        if self._interrupted:
+            self._end, self._interrupted = self._start, False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave out the time that a checkpoint takes."""
+        self._interrupted = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int

@@ -29,7 +29,7 @@ class Numbers:
         if self.fatal in {key.row for key in keys}:
             raise UserError("photo 7 cannot be read")
         index = torch.tensor([key.row for key in keys if key.row not in self.damaged], dtype=torch.int64)
-        images = (index + 1000 * keys[0].epoch).view(-1, 1, 1, 1)
+        images = (index + 1000 * (keys[0].epoch if keys else 0)).view(-1, 1, 1, 1)
         names = tuple(f"photo {key.row}" for key in keys if key.row in self.damaged)
         return Fetched(ImageBatch(images, index, index), names)
 
@@ -96,7 +96,8 @@ def evaluated(rank: int, rows: int, workers: int) -> list[list[int]]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_sample_once_on_uneven_ranks(rows: int, workers: int) -> None:
     ranks = run_distributed(evaluated, rows, workers)
-    assert sorted(batch for part in ranks for batch in part) == evaluated(0, rows, 0)
+    assert sorted(batch for part in ranks for batch in part if batch) == evaluated(0, rows, 0)
+    assert all(part for part in ranks)  # a rank without an image has an empty batch: Lightning refuses none at all
     assert sorted(n for part in ranks for batch in part for n in batch) == list(range(rows))
 
 
@@ -120,7 +121,7 @@ def test_the_global_random_numbers_are_left_alone() -> None:
 def test_damaged_samples_are_left_out_and_named_once(workers: int, caplog: pytest.LogCaptureFixture) -> None:
     loader = EvalLoader(Numbers(9, damaged={2, 8}), EvalOrder(9, batch=4), workers=workers)
     for _ in range(2):
-        assert [numbers(batch) for batch in loader] == [[0, 1, 3], [4, 5, 6, 7]]
+        assert [numbers(batch) for batch in loader] == [[0, 1, 3], [4, 5, 6, 7], []]
     assert loader.damaged == {"photo 2", "photo 8"}
     assert [record.message for record in caplog.records] == [
         "left out, cannot be read: photo 2",

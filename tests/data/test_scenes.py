@@ -68,3 +68,9 @@ def test_another_label_or_seed_is_another_data_set() -> None:
 def test_more_images_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match="at most 480000"):
         data(["shape"], n_train=480_000)
+
+
+def test_a_batch_of_nothing_has_the_shape_of_a_batch() -> None:
+    batch = data(["shape"]).split("test").__getitems__([]).batch
+    assert batch.images.shape == (0, 3, 16, 16)
+    assert batch.labels.shape == (0,)

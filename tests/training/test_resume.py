@@ -25,7 +25,7 @@ STEPS = 21  # 60 images in batches of 8, three epochs
 
 
 def fit(run: Path, *more: str) -> None:
-    cli.main(["fit", f"--config={CONFIG}", f"--run={run}", "--ckpt_path=last", *more])
+    cli.main(["fit", f"--config={CONFIG}", f"--dir={run}", "--ckpt_path=last", *more])
 
 
 def start(body: Callable[[], None], **environment: str) -> Any:
@@ -192,7 +192,7 @@ def test_two_ranks_have_the_loss_curve_of_one(tmp_path: Path) -> None:
 def test_two_ranks_measure_exactly_what_one_rank_measures(tmp_path: Path, uninterrupted: Path) -> None:
     def words(run: str, *more: str) -> list[str]:
         checkpoint = f"--ckpt_path={uninterrupted / 'checkpoints' / 'last.ckpt'}"
-        return ["test", f"--config={CONFIG}", f"--run={tmp_path / run}", checkpoint, *more]
+        return ["test", f"--config={CONFIG}", f"--dir={tmp_path / run}", checkpoint, *more]
 
     assert in_a_process(lambda: cli.main(words("one"))) == 0
     on_two_ranks(lambda: cli.main(words("two", "--trainer.devices=2")))
@@ -200,3 +200,26 @@ def test_two_ranks_measure_exactly_what_one_rank_measures(tmp_path: Path, uninte
     assert {record.measure for record in one} == {"top1", "loss"}
     assert {record.n for record in one} == {21}
     assert two == one  # 21 images in batches of 8: the ranks are uneven
+
+
+def test_more_ranks_than_evaluation_batches_measure_the_same(tmp_path: Path, uninterrupted: Path) -> None:
+    checkpoint = f"--ckpt_path={uninterrupted / 'checkpoints' / 'last.ckpt'}"
+    words = ["test", f"--config={CONFIG}", f"--dir={tmp_path}", checkpoint, "--data.eval_batch_size=64"]
+    on_two_ranks(lambda: cli.main([*words, "--trainer.devices=2"]))
+    assert {record.n for record in read_results(tmp_path / "results.json")} == {21}
+
+
+def test_a_best_checkpoint_whose_link_a_kill_prevented_is_linked_on_restart(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def body() -> None:
+        def killed(*_: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(checkpoint, "link_or_copy", killed)  # noqa: B010  # in this process only
+        fit(run)
+
+    assert in_a_process(body) == -signal.SIGKILL
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    assert in_a_process(lambda: fit(run, "--checkpoint.mode=min", "--trainer.limit_val_batches=0")) == 0
+    assert (run / "checkpoints" / "best.ckpt").exists()

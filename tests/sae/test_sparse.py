@@ -1,0 +1,45 @@
+"""Sums and products on sparse codes equal their dense counterparts."""
+
+import pytest
+import torch
+
+from impact_lightning.sae import sparse
+from impact_lightning.sae.codes import bounds
+from impact_lightning.sae.sparse import row_dots, segment_sums, weighted_rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, 1024])
+def test_weighted_rows_equal_a_loop(
+    dtype: torch.dtype, in_place: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(-4, 5, (6, 5), generator=generator).to(dtype)
+    segments = torch.tensor([0, 0, 0, 2, 2, 5, 7])  # some are empty, also the last
+    ids, weights = torch.tensor([5, 0, 3, 3, 1, 2, 2]), torch.arange(1, 8).to(dtype)
+    want = torch.zeros(9, 5, dtype=dtype)
+    for segment, row, weight in zip(segments, ids, weights, strict=True):
+        want[segment] += weight * table[row]
+    out = torch.full((9, 5), torch.nan, dtype=dtype) if in_place else None
+    assert torch.equal(weighted_rows(table, ids, bounds(segments, 9), weights, out=out), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_row_dots_equal_a_gathered_product(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-4, 5, (n, 70), generator=generator).to(dtype) for n in (6, 9))
+    a_ids, b_ids = torch.randint(0, 6, (50,), generator=generator), torch.randint(0, 9, (50,), generator=generator)
+    assert torch.equal(row_dots(a, a_ids, b, b_ids), (a[a_ids] * b[b_ids]).sum(-1))
+
+
+def test_segment_sums_give_zero_for_empty_segments() -> None:
+    sums = segment_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2, 3, 3]))
+    assert sums.tolist() == [0, 3, 4, 0]
+
+
+def test_nothing_sums_to_zero() -> None:
+    empty = torch.empty(0, dtype=torch.int64)
+    sums = weighted_rows(torch.ones(3, 2), empty, torch.zeros(5, dtype=torch.int64), torch.empty(0))
+    assert torch.equal(sums, torch.zeros(4, 2))

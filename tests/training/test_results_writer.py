@@ -1,0 +1,23 @@
+"""The table of results shows value, interval, null, samples and notes."""
+
+from io import StringIO
+
+from rich.console import Console
+
+from impact_lightning.results import Interval, Null, Record
+from impact_lightning.training.results_writer import records_table
+
+
+def test_a_table_shows_what_belongs_to_a_number() -> None:
+    full = Record(
+        *("top1", 1, 0.75, 4000, 0, {}, "w", "d"),
+        null=Null(0.25, "labels permuted"),
+        interval=Interval(0.7, 0.8, "Wilson"),
+        notes=("2 damaged samples left out",),
+    )
+    bare = Record("loss", 1, 1.5, 4000, 0, {}, "w", "d", of="blocks.3")
+    shown = StringIO()
+    Console(width=120, file=shown).print(records_table([full, bare]))
+    first, second = (line for line in shown.getvalue().splitlines() if "4,000" in line)
+    assert all(part in first for part in ("top1", "0.7500", "0.7000 – 0.8000", "0.2500", "2 damaged samples"))
+    assert "loss blocks.3" in second
