@@ -9,12 +9,12 @@ from time import monotonic
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from impact_lightning.backbones.classifier import LitClassifier as LitClassifier  # imported: short names work
@@ -90,11 +90,20 @@ class CLI(LightningCLI):
         """What is to be done: fit, validate, test or predict."""
         return str(self.config["subcommand"])
 
+    def _set_seed(self) -> None:
+        """Seed everything, or say what is wrong with the seed."""
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}") from error
+
     def _parse_ckpt_path(self) -> None:
         """Let the configuration decide: Lightning would let the checkpoint's overrule the command line silently."""
 
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work before anything is built, and tie a W&B run to the run folder."""
+        if not self._get(self.config, "dir"):
+            raise UserError("--dir must name the folder of the run")
         self.ckpt_path = self._checkpoint(self._get(self.config, "ckpt_path"))
         for logger in _as_list(self._get(self.config, "trainer").get("logger")):
             if getattr(logger, "class_path", "").endswith("WandbLogger"):
@@ -115,7 +124,10 @@ class CLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             ours.append(Progress())
         config["callbacks"] = [*_as_list(config.get("callbacks")), *ours]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError, ArithmeticError) as error:
+            raise UserError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Hand over the checkpoint that was found, and leave the showing of results to our callbacks."""
@@ -205,9 +217,9 @@ def main(args: ArgsType = None) -> None:
             trainer_defaults={"enable_model_summary": False},
             args=args,
         )
-    except (ValueError, MisconfigurationException, ProcessRaisedException) as error:
-        mistake = user_error_behind(error)
-        if mistake is None:
+    except (ValueError, OSError, MisconfigurationException, ProcessRaisedException) as error:
+        message = explain(error, words)
+        if message is None:
             raise
-        print(f"error: {explain(str(mistake), words)}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)

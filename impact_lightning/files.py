@@ -1,6 +1,7 @@
 """Writing files so that a kill at any moment leaves the old one or the new one, never a half."""
 
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,3 +38,12 @@ def link_or_copy(source: Path, target: Path) -> None:
         with source.open("rb") as old, atomic_write(target) as new:
             while chunk := old.read(1 << 24):
                 new.write(chunk)
+
+
+def refuse_flipped_bits(path: Path) -> None:
+    """Compare a zip file, such as torch writes, with the checksums in it: torch itself does not."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise OSError(f"{damaged} does not have its checksum")

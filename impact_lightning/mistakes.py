@@ -21,17 +21,23 @@ _NOISE = (
 _CLASS = re.compile(r"<class '([\w.]+)'>")
 
 
-def explain(message: str, args: Sequence[str]) -> str:
-    """Return a parser's message without its noise, and with the line of the file that holds the key.
+def explain(error: BaseException, args: Sequence[str]) -> str | None:
+    """Return what the user did wrong, or None if this is no mistake of the user.
 
     Args:
-        message: What jsonargparse says.
+        error: What has ended the command.
         args: The words of the command line.
     """
     paths = list(_config_files(args))
-    for path in paths:
-        if problem := _syntax_error(path):
-            return problem
+    problems = [problem for path in paths if (problem := _syntax_error(path))]
+    if problems:
+        return problems[0]
+    mistake = user_error_behind(error)
+    return None if mistake is None else shorten(str(mistake), args, paths)
+
+
+def shorten(message: str, args: Sequence[str], paths: Sequence[Path]) -> str:
+    """Return a parser's message without its noise, and with the line of the file that holds the key."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [line for line in lines if line and not any(noise.match(line) for noise in _NOISE)]
     text = " ".join(line.rstrip(":") + ":" if line.startswith("Parser key") else line for line in kept)
@@ -50,7 +56,8 @@ def user_error_behind(error: BaseException | None) -> UserError | None:
     while error is not None:
         if isinstance(error, UserError):
             return error
-        if isinstance(error, MisconfigurationException):  # no such accelerator, options that exclude each other, ...
+        # No such accelerator, options that exclude each other; a folder that cannot be written, a full disk.
+        if isinstance(error, MisconfigurationException | OSError):
             return UserError(str(error))
         if isinstance(error, ProcessRaisedException):  # of a forked rank, only the text of its traceback is left
             said = re.findall(r"^[\w.]*UserError: (.*)$", str(error), re.MULTILINE)

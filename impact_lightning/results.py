@@ -118,26 +118,39 @@ def read_results(path: Path) -> list[Record]:
         raise UserError(f"{path} has schema {content['schema']}, this version reads {SCHEMA}; run `test` again")
     try:
         return [_from_json(entry) for entry in content["records"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: a record does not fit the schema ({error})") from None
 
 
 def _to_json(record: Record) -> dict[str, Any]:
-    entry = asdict(record)
-    entry["value"] = None if math.isnan(record.value) else record.value  # JSON has no nan
-    return entry
+    return _plain(asdict(record))  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with null for every number that is not finite: JSON has neither nan nor infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _from_json(entry: dict[str, Any]) -> Record:
+    null, interval = entry["null"], entry["interval"]
     unknown = entry.keys() - {f.name for f in fields(Record)}
     if unknown:
         raise ValueError(f"unknown keys {sorted(unknown)}")
     return Record(
         **{
             **entry,
-            "value": math.nan if entry["value"] is None else entry["value"],
-            "null": None if entry["null"] is None else Null(**entry["null"]),
-            "interval": None if entry["interval"] is None else Interval(**entry["interval"]),
+            "value": _number(entry["value"]),
+            "null": null and Null(**{**null, "value": _number(null["value"])}),
+            "interval": interval
+            and Interval(**{**interval, "low": _number(interval["low"]), "high": _number(interval["high"])}),
             "notes": tuple(entry["notes"]),
         }
     )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

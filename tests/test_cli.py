@@ -303,3 +303,53 @@ def test_torchrun_takes_our_options_for_ours() -> None:
     words = ["--nproc_per_node", "8", "-m", "impact_lightning", "fit", "--dir", "runs/x", "--ckpt_path", "last"]
     parsed = get_args_parser().parse_args(words)
     assert parsed.training_script_args == words[4:]
+
+
+def test_a_validation_in_the_middle_of_accumulated_gradients_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = said(
+        capsys,
+        *("fit", f"--config={TINY}", f"--dir={tmp_path}"),
+        *("--trainer.val_check_interval=3", "--trainer.accumulate_grad_batches=2"),
+    )
+    assert "choose a multiple" in message
+
+
+def test_a_bad_results_file_is_refused_before_the_test(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text('{"schema": 1, "rec')
+    checkpoint = f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}"
+    assert "not complete JSON" in said(capsys, "test", f"--config={TINY}", f"--dir={tmp_path}", checkpoint)
+
+
+def test_a_run_is_not_continued_with_another_seed(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("fit", f"--config={TINY}", f"--dir={fitted}", "--ckpt_path=last", "--seed_everything=7")
+    assert "begun with seed_everything 0, now it is 7" in said(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--trainer.devices=0",
+        "--trainer.accelerator=banana",
+        "--seed_everything=-1",
+        "--dir=",
+        "--checkpoint.every_n_steps=0",
+    ],
+)
+def test_values_that_make_no_sense_end_in_one_message(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said(capsys, "fit", f"--config={TINY}", f"--dir={tmp_path}", word)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert "file" in said(capsys, "fit", f"--config={TINY}", f"--dir={tmp_path / 'file'}")
+
+
+def test_a_configuration_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    assert "binary is not valid YAML" in said(capsys, "fit", f"--config={tmp_path / 'binary'}")

@@ -26,11 +26,14 @@ RECORD = Record(
 
 
 def test_a_record_survives_the_file(tmp_path: Path) -> None:
-    undefined = replace(RECORD, measure="loss", value=math.nan, null=None, interval=None)
+    nothing = Interval(math.nan, math.nan, "normal")
+    undefined = replace(RECORD, measure="loss", value=math.nan, null=Null(math.inf, "none"), interval=nothing)
     write_results(tmp_path / "results.json", [RECORD, undefined])
     first, second = read_results(tmp_path / "results.json")
     assert first == RECORD
-    assert math.isnan(second.value)
+    assert second.interval is not None
+    assert second.null is not None
+    assert all(map(math.isnan, (second.value, second.interval.low, second.interval.high, second.null.value)))
 
 
 def test_a_repeated_measurement_replaces_its_former_outcome_and_keeps_the_others(tmp_path: Path) -> None:
@@ -73,6 +76,7 @@ def test_a_record_read_from_a_file_compares_with_a_fresh_one(tmp_path: Path) -> 
         ("[]", "no `schema`"),
         ('{"schema": 0, "records": []}', "schema 0"),
         ('{"schema": 1, "records": [{"measure": "top1"}]}', "does not fit the schema"),
+        ('{"schema": 1, "records": [1]}', "does not fit the schema"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path: Path, content: str, said: str) -> None:

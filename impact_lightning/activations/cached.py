@@ -50,7 +50,8 @@ class CachedActivations(ActivationDataModule):
         buffer_blocks: int = 256,
         seed: int = 0,
     ) -> None:
-        for name, value in (("eval_batch_size", eval_batch_size), ("block_rows", block_rows)):
+        sizes = {"eval_batch_size": eval_batch_size, "block_rows": block_rows, "buffer_blocks": buffer_blocks}
+        for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"data.{name} must be at least 1, got {value}")
         self.eval_batch_size = eval_batch_size
@@ -196,7 +197,7 @@ class CachedEvalLoader:
 
 
 def _scatter(rows: Array, places: Rows, out: Array) -> None:
-    """Let `out[places] = rows`, without the rows whose place is negative; a row is copied as one item, not by element."""
+    """Let `out[places] = rows`, but for negative places; each row is copied as one item, not by its elements."""
     row = np.dtype((np.void, rows.shape[1] * rows.itemsize))
     kept = places >= 0
     out.view(row)[places[kept], 0] = rows.view(row)[kept, 0] if not kept.all() else rows.view(row)[:, 0]

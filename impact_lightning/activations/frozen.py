@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,8 +77,7 @@ class Reader:
     def __call__(self, batch: ImageBatch) -> ActivationBatch:
         """Return the activations of all kept tokens, image by image: B images of t tokens become B * t rows."""
         frozen, device = self.frozen, self.frozen.device
-        chosen = frozen.tokens.of(batch.row.numpy(), frozen.sequence)  # (B, t)
-        token = torch.from_numpy(np.ascontiguousarray(chosen)).to(device)
+        token = torch.from_numpy(frozen.tokens.of(batch.row.numpy(), frozen.sequence)).to(device)  # (B, t)
         row, label = batch.row.to(device), batch.labels.to(device)
         images = self.data.on_after_batch_transfer(ImageBatch(batch.images.to(device), label, row), 0).images
         if not len(row):  # all of them were damaged

@@ -5,9 +5,10 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 
@@ -132,8 +133,7 @@ class Manifest:
                 site: {"mean": known.mean.tolist(), "norm": known.norm} for site, known in self.statistics.items()
             },
         }
-        with atomic_write(root / NAME) as file:
-            file.write((canonical(content) + "\n").encode())
+        save(root / NAME, lambda file: file.write((canonical(content) + "\n").encode()))
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -180,6 +180,18 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no object; run `extract` again")
     return content
+
+
+def save(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file, which appears when it is complete; a full disk ends in one message."""
+    try:
+        with atomic_write(path) as file:
+            write(file)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); nothing half-written stays, what is complete is "
+            "kept: free some space and run `extract` again"
+        ) from error
 
 
 def canonical(content: object) -> str:

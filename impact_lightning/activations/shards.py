@@ -1,9 +1,9 @@
 """Shards: activations on disk, one plain `.npy` file for each site of each shard, read through memory maps."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from impact_lightning.activations.manifest import (
     read_json,
     read_manifest,
     read_shard,
+    save,
 )
-from impact_lightning.files import atomic_write
 from impact_lightning.types import UserError
 
 SAMPLE_BLOCKS, SAMPLE_ROWS = 256, 256  # of the sample for the statistics
@@ -44,7 +44,7 @@ def write_shard(root: Path, number: int, arrays: dict[str, Array], configuration
     stored = {name: _write(array_path(root, name, number), array) for name, array in arrays.items()}
     shard = Shard(len(arrays[INDEX]), stored)
     content = {"hash": configuration, "rows": shard.rows, "arrays": {name: vars(one) for name, one in stored.items()}}
-    _save(record_path(root, number), lambda file: file.write(canonical(content).encode()))
+    save(record_path(root, number), lambda file: file.write(canonical(content).encode()))
 
 
 def read_record(root: Path, number: int, configuration: str) -> Shard:
@@ -179,21 +179,12 @@ def crc32(rows: Array) -> str:
         >>> crc32(np.frombuffer(b"123456789", np.uint8))
         'cbf43926'
     """
-    return f"{zlib.crc32(memoryview(rows).cast('B')):08x}"
+    return f"{zlib.crc32(rows.data):08x}"
 
 
 def _write(path: Path, array: Array) -> Stored:
-    _save(path, lambda file: np.save(file, array))
+    for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
+        left_by_a_kill.unlink()
+    save(path, lambda file: np.save(file, array))
     chunks = [crc32(array[start : start + CHUNK]) for start in range(0, len(array), CHUNK)]
     return Stored(path.stat().st_size, chunks)
-
-
-def _save(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    try:
-        with atomic_write(path) as file:
-            write(file)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); nothing half-written stays, what is complete is "
-            "kept: free some space and run `extract` again"
-        ) from error

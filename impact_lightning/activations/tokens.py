@@ -33,8 +33,8 @@ class Tokens:
     """The tokens that are kept of each image.
 
     Args:
-        kind: `all` tokens of the sequence; `cls`, the class token; `patches`, without class token and registers; `random`,
-            `n` different tokens of the whole sequence.
+        kind: `all` tokens of the sequence; `cls`, the class token; `patches`, without class token and registers;
+            `random`, `n` different tokens of the whole sequence.
         n: Tokens of each image, for `random` alone.
         seed: Seed of the draw; an image keeps the same tokens in every epoch and on any number of ranks.
     """
@@ -66,7 +66,7 @@ class Tokens:
         t = self.per_image(sequence)
         if self.kind != "random":
             first = sequence.n_prefix if self.kind == "patches" else 0
-            return np.broadcast_to(np.arange(first, first + t), (len(image), t))
+            return np.tile(np.arange(first, first + t), (len(image), 1))
         keys = _hash(self.seed, image[:, None], np.arange(sequence.length)[None, :])  # (B, T)
         return np.sort(keys.argsort(axis=1)[:, :t], axis=1)  # those with the smallest keys
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from impact_lightning.files import refuse_flipped_bits
 from impact_lightning.types import UserError
 
 from .sites import check_supported, unwrap
@@ -55,7 +56,7 @@ class Backbone:
             model = timm.create_model(self.name, pretrained=self.pretrained, **args)
         except OSError as error:
             raise UserError(f"the pretrained weights of {self.name} cannot be fetched: {error}") from error
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
             raise UserError(f"timm cannot build {self.name} with {args or 'no model_args'}: {error}") from error
         model = check_supported(model)
         if self.weights is not None:
@@ -107,12 +108,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
         raise UserError(f"weights file {path} is none of .safetensors, .pth, .pt, .bin and .ckpt")
     try:
+        refuse_flipped_bits(path)
         content = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"weights file {path} is damaged, or holds more than tensors: {error}") from error
     for key in ("model", "state_dict"):  # training scripts store the weights beside the optimiser
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -35,6 +35,11 @@ class Mixing:
     cutmix: float = 1.0
     probability: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse what mixes nothing, or cannot be drawn."""
+        if min(self.mixup, self.cutmix) < 0 or not max(self.mixup, self.cutmix) or not 0 < self.probability <= 1:
+            raise UserError(f"model.mixing is out of range: {self}")
+
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
     """Return the factor of the learning rate: linear from 0 to 1, then half a cosine down to `floor`."""
@@ -77,6 +82,17 @@ class LitClassifier(LightningModule):
         train_only: list[str] | None = None,
     ) -> None:
         super().__init__()
+        for name, value, fits in (
+            ("lr", lr, lr > 0),
+            ("weight_decay", weight_decay, weight_decay >= 0),
+            ("betas", betas, all(0 <= beta < 1 for beta in betas)),
+            ("warmup_steps", warmup_steps, warmup_steps >= 0),
+            ("lr_floor", lr_floor, 0 <= lr_floor <= 1),
+            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1),
+            ("ema_decay", ema_decay, ema_decay is None or 0 <= ema_decay < 1),
+        ):
+            if not fits:
+                raise UserError(f"model.{name} is out of range: {value}")
         self.save_hyperparameters()
         self.backbone_config = backbone
         self.n_classes = n_classes
@@ -123,6 +139,10 @@ class LitClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse images that the model cannot take, before anything runs."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.mixup is not None and data.batch_size // self.trainer.world_size % 2:
+            raise UserError(
+                f"model.mixing pairs images: data.batch_size {data.batch_size} gives each rank an odd number"
+            )
         patches, shape = self.model.patch_embed, data.image_shape
         takes = (patches.proj.in_channels, *patches.img_size)
         if shape[0] != takes[0] or (shape != takes and patches.strict_img_size):
@@ -150,14 +170,10 @@ class LitClassifier(LightningModule):
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of this rank's images."""
         images, targets = batch.images, batch.labels
-        if len(images) == 0:  # every image of the batch was damaged and left out
-            nothing: Tensor = self.model(images.new_zeros(1, *images.shape[1:])).sum() * 0.0
-            return nothing
         smoothing = self.label_smoothing
         if self.mixup is not None:
-            if len(images) % 2:
-                raise UserError(f"mixing pairs images: the batch of {len(images)} on a rank must be even")
-            images, targets = self.mixup(images, targets)
+            even = len(images) // 2 * 2  # mixing pairs images; a damaged one may have left its partner alone
+            images, targets = self.mixup(images[:even], targets[:even])
             smoothing = 0.0  # already in the mixed targets
         logits = self.model(images)
         with torch.autocast(logits.device.type, enabled=False):
@@ -266,6 +282,8 @@ class LitClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that do not fit this model, by name; the seed of what is measured is that of its training."""
+        if self._trainer is not None and self.trainer.state.fn == "fit" and checkpoint.get("seed") != self.seed:
+            raise UserError(f"the run was begun with seed_everything {checkpoint.get('seed')}, now it is {self.seed}")
         self.seed = checkpoint.get("seed", self.seed)
         saved, own = checkpoint["state_dict"], self.state_dict()
         wrong = sorted(saved.keys() ^ own.keys()) or sorted(

@@ -100,4 +100,6 @@ def decode(sample: Encoded) -> Image.Image:
     """Return the picture in RGB."""
     image = Image.open(io.BytesIO(sample.data), formats=FORMATS)
     image.load()
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image, np.int32) // 257).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -83,6 +83,10 @@ class SceneData(ImageDataModule):
         sizes = {"train": n_train, "val": n_val, "test": n_test}
         if min(sizes.values()) < 1 or sum(sizes.values()) > len(source):
             raise UserError(f"data.n_train, n_val, n_test {sizes}: each at least 1, together at most {len(source)}")
+        if std <= 0:
+            raise UserError(f"data.std must be positive, got {std}")
+        if not label or len(set(label)) < len(label):
+            raise UserError(f"data.label must name at least one factor, each once, got {label}")
         self.source = source
         self.label = label
         try:

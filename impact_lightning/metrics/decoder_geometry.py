@@ -82,7 +82,8 @@ def _directions(decoder: Tensor) -> Tensor:
     if not usable.all():
         row = int((~usable).flatten().nonzero()[0])
         raise UserError(f"decoder row {row} is zero or not finite: it has no direction")
-    return decoder / norms
+    directions: Tensor = decoder / norms
+    return directions
 
 
 def _check_widths(decoder: Tensor, other: Tensor) -> None:

@@ -37,7 +37,7 @@ class L0(Metric):
         self.histogram += torch.bincount(active, minlength=len(self.histogram))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the mean `l0` (float64; nan before any token), tokens `n`, and `histogram` `(F + 1,)`, tokens by L0."""
+        """Return the mean `l0` (float64; nan before any token), the tokens `n`, and `histogram` `(F + 1,)` of L0."""
         n = self.histogram.sum()
         active = (self.histogram * torch.arange(len(self.histogram), device=n.device)).sum()
         return {"l0": ratio(active, n), "n": n, "histogram": self.histogram}

@@ -19,8 +19,8 @@ class Codes(NamedTuple):
         codes[self.rows, self.latents] = self.values
         return codes
 
-    def keep(self, index: Tensor) -> "Codes":
-        """Return the entries at `index`, which must be ascending."""
+    def take(self, index: Tensor) -> "Codes":
+        """Return the entries at `index`, in its order."""
         return Codes(*(part.index_select(0, index) for part in self))
 
 

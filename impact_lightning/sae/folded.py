@@ -155,10 +155,11 @@ def fold_decoder_norms(sae: FoldedSAE) -> FoldedSAE:
 
 def scale_codes(sae: FoldedSAE, by: Tensor) -> FoldedSAE:
     """Return the dictionary with codes that are `by` `(F,)` times as large, and decoder rows that much shorter."""
-    scaled = {name: getattr(sae, name) for name in ("b_enc", "threshold", "b_mag")}  # r_mag is a factor and stays
-    return replace(
+    return replace(  # r_mag is a factor and stays
         sae,
         w_enc=sae.w_enc * by[:, None],
+        b_enc=sae.b_enc * by,
         w_dec=sae.w_dec / by[:, None],
-        **{name: None if tensor is None else tensor * by for name, tensor in scaled.items()},
+        threshold=None if sae.threshold is None else sae.threshold * by,
+        b_mag=None if sae.b_mag is None else sae.b_mag * by,
     )

@@ -5,18 +5,19 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
+from torch.optim import Optimizer
 
 from impact_lightning.sae.sparse import row_dots
 
-CHUNK = 256  # rows that are projected and measured while they are in cache
+CHUNK = 1024  # rows that go through all parts of a pass while they are in cache
 
 
-class DictionaryAdam(Adam):
+class DictionaryAdam(Optimizer):
     """Fused Adam that keeps the rows of chosen parameters at unit length.
 
     A step is: remove the part of each row's gradient along the row, clip the norm of all gradients, Adam, and give the
-    rows unit length again. Gradients must be final: reduced over ranks and free of a loss scale.
+    rows unit length again. Gradients must be final: reduced over ranks and free of a loss scale. There is no weight
+    decay.
 
     Args:
         params: Parameters, or groups of them. A group may say `unit_rows` (rows of unit length) or `non_negative`.
@@ -36,12 +37,8 @@ class DictionaryAdam(Adam):
         eps: float = 1e-8,
         max_norm: float | None = 1.0,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
-        for group in self.param_groups:
-            group.setdefault("unit_rows", False)
-            group.setdefault("non_negative", False)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_rows": False, "non_negative": False})
         self.max_norm = max_norm
-        self.grad_scale: Tensor | None = None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -54,32 +51,53 @@ class DictionaryAdam(Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.gradient_norm = torch.linalg.vector_norm(torch.stack(self._project()))
-        # The fused kernel divides gradients by this number on the fly: clipping without a pass of its own.
-        self.grad_scale = None if self.max_norm is None else (self.gradient_norm / self.max_norm).clamp_(min=1).float()
-        super().step()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if group["unit_rows"]:
-                    renormalise(weight)
-                if group["non_negative"]:
-                    weight.clamp_(min=0)
+        work = [(w, w.grad, group) for group in self.param_groups for w in group["params"] if w.grad is not None]
+        if not work:
+            return loss
+        norms = [_project(w, g) if group["unit_rows"] else torch.linalg.vector_norm(g) for w, g, group in work]
+        self.gradient_norm = torch.linalg.vector_norm(torch.stack(norms))
+        # The kernel divides gradients by this number on the fly: clipping without a pass of its own.
+        scale = None if self.max_norm is None else (self.gradient_norm / self.max_norm).clamp_(min=1).float()
+        for weight, gradient, group in work:
+            self._adam(weight, gradient, group, scale)
         return loss
 
-    def _project(self) -> list[Tensor]:
-        """Project the gradients of unit rows, and return the norms of parts of the gradient."""
-        norms = [torch.zeros((), device=self.param_groups[0]["params"][0].device)]
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                if not group["unit_rows"]:
-                    norms.append(torch.linalg.vector_norm(weight.grad))
-                    continue
-                for rows, gradient in zip(weight.split(CHUNK), weight.grad.split(CHUNK), strict=True):
-                    project(gradient, rows)
-                    norms.append(torch.linalg.vector_norm(gradient))
-        return norms
+    def _adam(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], scale: Tensor | None) -> None:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), device=weight.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        tensors = (weight, gradient, state["exp_avg"], state["exp_avg_sq"])
+        for rows, *rest in zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True):
+            torch._fused_adam_(
+                [rows],
+                *([part] for part in rest),
+                [],
+                [state["step"]],
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=0.0,
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                grad_scale=scale,
+            )
+            if group["unit_rows"]:
+                renormalise(rows)
+            if group["non_negative"]:
+                rows.clamp_(min=0)
+
+
+def _project(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Project the gradient of unit rows in place, and return its norm."""
+    norms = []
+    for rows, part in zip(weight.split(CHUNK), gradient.split(CHUNK), strict=True):
+        project(part, rows)
+        norms.append(torch.linalg.vector_norm(part))
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def project(gradient: Tensor, rows: Tensor) -> None:
@@ -90,6 +108,5 @@ def project(gradient: Tensor, rows: Tensor) -> None:
 
 def renormalise(rows: Tensor) -> None:
     """Give every row unit length, in place; a row of zeros stays."""
-    for part in rows.split(CHUNK):
-        length = torch.linalg.vector_norm(part, dim=1, keepdim=True)
-        part.div_(torch.where(length > 0, length, 1))
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows.div_(torch.where(length > 0, length, 1))

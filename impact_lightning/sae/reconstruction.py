@@ -88,8 +88,9 @@ class _Reconstruct(torch.autograd.Function):
             groups = torch.searchsorted(torch.tensor(layout.prefixes, device=x.device), codes.latents, right=True)
             slots = slots + n_rows * groups
         order = torch.argsort(slots, stable=True)
-        ends = bounds(slots[order], n_groups * n_rows)
-        parts = weighted_rows(w_dec, codes.latents[order], ends, codes.values[order])  # (G·B, D_out)
+        by_row = codes.take(order)
+        ends = bounds(slots.index_select(0, order), n_groups * n_rows)
+        parts = weighted_rows(w_dec, by_row.latents, ends, by_row.values)  # (G·B, D_out)
         outputs = parts.view(n_groups, n_rows, -1)
         if n_groups > 1:
             outputs = outputs.cumsum(0)  # prefix g holds the groups up to g

@@ -1,4 +1,4 @@
-"""SAELens folders: dictionaries that others can load (format of sae-lens 6, `cfg.json` and `sae_weights.safetensors`)."""
+"""SAELens folders: dictionaries that others can load, in the format of sae-lens 6."""
 
 import json
 from collections.abc import Mapping
@@ -46,12 +46,12 @@ def write_saelens(folder: Path, sae: FoldedSAE, *, density: Tensor | None = None
         sae: The dictionary, for raw activations.
         density: Share of tokens on which each latent fires, `(F,)`, for `sparsity.safetensors`.
     """
-    config = to_config(sae)
+    config = _to_json(to_config(sae))
     _write(folder / WEIGHTS, save(to_tensors(sae)))
     if density is not None:
         log_density = (density.double() + 1e-10).log10()  # as SAELens does, so that dead latents have a value
         _write(folder / SPARSITY, save({"sparsity": log_density.float().cpu()}))
-    _write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    _write(folder / CONFIG, config)
 
 
 def read_saelens(folder: Path) -> FoldedSAE:
@@ -154,6 +154,13 @@ def from_parts(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fold
     if config.get("rescale_acts_by_decoder_norm", False):
         return scale_codes(sae, torch.linalg.vector_norm(sae.w_dec, dim=1))
     return sae
+
+
+def _to_json(config: dict[str, Any]) -> bytes:
+    try:
+        return (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"metadata: cannot be written as JSON ({error})") from None
 
 
 def _part(parts: dict[str, Tensor], name: str) -> Tensor:

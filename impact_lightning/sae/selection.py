@@ -70,7 +70,7 @@ class BatchTopKSelection(nn.Module):
                 return Selection(_keep(codes, cut, m - cut.n_above, len(w_enc), total), value)
             self.gap.mul_(1.5).clamp_(max=0.5)
         self.floor.zero_()
-        return Selection(codes if m else codes.keep(codes.rows[:0]), 0.0)
+        return Selection(codes if m else codes.take(codes.rows[:0]), 0.0)
 
     def _aim(self, cut: float, excess: float) -> None:
         """Put the next floor a little below the cut.
@@ -103,7 +103,7 @@ def _keep(codes: Codes, cut: Cut, n_ties: int, n_latents: int, total: AllSum) ->
         last = nth_largest(LAST - order, n_ties, total)
         assert last is not None
         kept[tied] = LAST - order >= last.bits
-    return codes.keep(kept.nonzero().squeeze(1))
+    return codes.take(kept.nonzero().squeeze(1))
 
 
 def _itself(x: Tensor) -> Tensor:

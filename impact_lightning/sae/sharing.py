@@ -1,9 +1,11 @@
 """Sharing: the model card of exported dictionaries, and their upload to the Hugging Face Hub."""
 
+import glob
 import html
-import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -47,21 +49,19 @@ def model_card(title: str, names: Iterable[str], records: Iterable[Record]) -> s
 
 
 def _table(records: Iterable[Record]) -> list[str]:
-    rows: dict[tuple[str, int, str, str], dict[str, Record]] = {}
+    rows: dict[tuple[str, int, str], dict[str, str]] = {}
     for record in records:
         if record.measure in COLUMNS:
-            key = (record.of, record.seed, record.weights, json.dumps(record.protocol.get("tokens")))
-            rows.setdefault(key, {})[record.measure] = record
+            row = rows.setdefault((record.of, record.seed, record.weights), {})
+            if record.measure in row:
+                raise UserError(f"{record.of}: two records of {record.measure}; give those of one protocol")
+            row[record.measure] = f"{record.value:.4g} (n = {record.n})"
     if not rows:
         return []
-    lines = [
-        f"| site | seed | weights | tokens | {' | '.join(COLUMNS.values())} | number of tokens |",
-        "|---|---|---|---|" + "---|" * len(COLUMNS) + "---|",
-    ]
-    for key, found in sorted(rows.items()):
-        values = [f"{found[measure].value:.4g}" if measure in found else "–" for measure in COLUMNS]
-        n = max(record.n for record in found.values())
-        lines.append("| " + " | ".join([*map(_escaped, map(str, key)), *values, str(n)]) + " |")
+    lines = [f"| site | seed | weights | {' | '.join(COLUMNS.values())} |", "|---|---|---|" + "---|" * len(COLUMNS)]
+    for key, row in sorted(rows.items()):
+        cells = [*(_escaped(str(part)) for part in key), *(row.get(measure, "–") for measure in COLUMNS)]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -88,12 +88,15 @@ def push_to_hub(folder: Path, repo_id: str, *, private: bool = True) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     names = [path.relative_to(folder) for path in dictionaries]
-    allowed = [CARD] + [(name / file).as_posix() for name in names for file in (CONFIG, WEIGHTS, SPARSITY)]
+    files = [Path(CARD)] + [name / file for name in names for file in (CONFIG, WEIGHTS, SPARSITY)]
+    allowed = [glob.escape(file.as_posix()) for file in files]  # a name with * in it is not a pattern
+    # the bases are OSError and that of the HTTP library, which differs between versions
+    failures = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, HFValidationError))
     api = HfApi()
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=allowed)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except failures as error:
         raise UserError(f"{repo_id}: the Hub did not take the upload ({error})") from error
     return str(address)
 
@@ -101,6 +104,4 @@ def push_to_hub(folder: Path, repo_id: str, *, private: bool = True) -> str:
 def _escaped(text: str) -> str:
     """Return text that is neither HTML, nor a link, nor a border of a table."""
     safe = html.escape(" ".join(text.split()))
-    for mark in "\\`*_[]|#":
-        safe = safe.replace(mark, f"&#{ord(mark)};") if mark != "#" else safe
-    return safe
+    return re.sub(r"[\\`*_\[\]|]", lambda mark: f"&#{ord(mark[0])};", safe)

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
-from impact_lightning.files import atomic_write, link_or_copy
+from impact_lightning.files import atomic_write, link_or_copy, refuse_flipped_bits
 from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.types import UserError
 
@@ -58,14 +58,17 @@ def plain(value: Any) -> Any:
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Return the content of a checkpoint file, or say what is wrong with it."""
     try:
+        refuse_flipped_bits(path)
         content = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch raises many kinds for damaged files
         raise UserError(f"{path} is damaged or is no checkpoint ({type(error).__name__}: {error})") from error
-    handover = path.name == ".temp.ckpt"  # bare weights that Lightning's launchers pass between processes
-    if not isinstance(content, dict) or not ("state_dict" in content or handover):
-        raise UserError(f"{path} is no checkpoint: it has no `state_dict`")
+    if path.name == ".temp.ckpt":  # bare weights that Lightning's launchers pass between processes
+        return dict(content)
+    for key in ("state_dict", "pytorch-lightning_version"):
+        if not isinstance(content, dict) or key not in content:
+            raise UserError(f"{path} is no checkpoint of a run: it has no `{key}`")
     return content
 
 
@@ -92,6 +95,9 @@ class Checkpoint(CheckpointCallback):
         every_n_steps: int | None = None,
         every_n_minutes: float = 10.0,
     ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes)):
+            if value is not None and value <= 0:
+                raise UserError(f"checkpoint.{name} must be positive, got {value}")
         self.dirpath = Path(dirpath)
         self.monitor = monitor
         self.mode = mode
@@ -99,6 +105,7 @@ class Checkpoint(CheckpointCallback):
         self.every_n_minutes = every_n_minutes
         self.best_score: float | None = None
         self.best_step = -1
+        self._is_due = False
         self._saved_step = -1
         self._saved_time = time.monotonic()
 
@@ -118,21 +125,33 @@ class Checkpoint(CheckpointCallback):
             link_or_copy(self.last, self.best)
         self._saved_step = trainer.global_step
         self._saved_time = time.monotonic()
+        every, accumulated = trainer.val_check_batch, trainer.accumulate_grad_batches
+        if isinstance(every, int) and every != trainer.num_training_batches and every % accumulated:
+            raise UserError(
+                f"trainer.val_check_interval validates every {every} batches, in the middle of the {accumulated} of "
+                "trainer.accumulate_grad_batches: a checkpoint there would lose gradients; choose a multiple"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when a step was made and it is time; the end of an epoch is left to the validation that follows."""
-        if trainer.global_step == self._saved_step or batch_idx + 1 >= trainer.num_training_batches:
+        """Save when a step was made and it is time; the last batch of an epoch waits for what follows it."""
+        is_last = batch_idx + 1 >= trainer.num_training_batches
+        if trainer.global_step == self._saved_step:
             return
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:  # gradients under way are not part of a checkpoint
-            return
-        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
-            self._save(trainer)
-        elif trainer.global_step % 8 == 0:  # the clock of rank 0 decides for all, so ask it seldom
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not is_last:
+            return  # gradients under way are not part of a checkpoint
+        self._is_due |= self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if trainer.global_step % 8 == 0:  # the clock of rank 0 decides for all, so ask it seldom
             minutes = (time.monotonic() - self._saved_time) / 60
-            if trainer.strategy.broadcast(minutes >= self.every_n_minutes):
-                self._save(trainer)
+            self._is_due |= trainer.strategy.broadcast(minutes >= self.every_n_minutes)
+        if self._is_due and not is_last:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was due at the last batch, if no validation has done it."""
+        if self._is_due:
+            self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and let `best.ckpt` follow when the metric improved."""
@@ -164,8 +183,16 @@ class Checkpoint(CheckpointCallback):
     def _save(self, trainer: Trainer) -> None:
         if is_rehearsal(trainer):
             return
+        self._is_due = False
         self._saved_step = trainer.global_step
         self._saved_time = time.monotonic()
+        module = trainer.lightning_module
+        broken = next((name for name, p in module.named_parameters() if not torch.isfinite(p).all()), None)
+        if broken:
+            raise UserError(
+                f"{broken} is not finite at step {trainer.global_step}: lower the learning rate; "
+                f"{self.last} keeps what was saved before"
+            )
         trainer.save_checkpoint(self.last)
 
     def state_dict(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class PredictionWriter(Callback):
             writer.writerow([index, data.sample_name("predict", index), label_name, guess_name, f"{probability:.6f}"])
         path = Path(trainer.default_root_dir) / "predictions.csv"
         with atomic_write(path) as file:
-            file.write(text.getvalue().encode())
+            file.write(text.getvalue().encode(errors="backslashreplace"))  # file names need not be UTF-8
         print(f"predictions of {sum(map(len, parts)):,} images: {path}")
 
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from impact_lightning.results import Record, write_results
+from impact_lightning.results import Record, read_results, write_results
 from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.training.tracking import wandb_runs
 
@@ -21,6 +21,11 @@ class Measured(Protocol):
 
 class ResultsWriter(Callback):
     """Write what a test measured."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a results file that cannot be added to before the work is done, not after it."""
+        if (path := Path(trainer.default_root_dir) / "results.json").exists():
+            read_results(path)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, track and show the records of the module."""

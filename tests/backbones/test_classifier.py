@@ -101,10 +101,31 @@ def test_the_loss_is_the_smoothed_cross_entropy(tmp_path: Path, monkeypatch: pyt
     torch.testing.assert_close(model.training_step(batch, 0), by_hand)
 
 
-def test_mixing_an_odd_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixing_an_odd_batch_is_refused(tmp_path: Path) -> None:
     model = LitClassifier(BACKBONE, n_classes=4, mixing=Mixing())
-    with pytest.raises(UserError, match="batch of 5"):
-        model.training_step(images(5), 0)
+    odd = SceneData(Rooms(size=16), ["shape"], n_train=32, n_val=8, n_test=8, batch_size=5)
+    with pytest.raises(UserError, match="batch_size 5"):
+        trainer(tmp_path).fit(model, odd)
+
+
+def test_mixing_goes_on_without_an_image_whose_partner_was_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LitClassifier(BACKBONE, n_classes=4, mixing=Mixing())
+    monkeypatch.setattr(model, "_log_loss", lambda *_: None)
+    assert torch.isfinite(model.training_step(images(5), 0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lr": -1.0}, {"betas": (0.9, 2.0)}, {"ema_decay": 2.0}, {"label_smoothing": 3.0}, {"warmup_steps": -1}],
+)
+def test_a_setting_out_of_range_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"model.{next(iter(wrong))} is out of range"):
+        LitClassifier(BACKBONE, n_classes=4, **wrong)
+
+
+def test_mixing_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="mixing"):
+        Mixing(mixup=0.0, cutmix=0.0)
 
 
 def test_the_average_follows_every_step_and_is_what_is_measured(tmp_path: Path) -> None:

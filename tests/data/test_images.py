@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from impact_lightning.data.image_set import decode
 from impact_lightning.data.images import ImageData, SplitNames
 from impact_lightning.data.loader import TrainLoader
+from impact_lightning.data.source import Encoded
 from impact_lightning.data.transforms import EvalTransform, FlipCrop, Preprocess, RandomResizedCrop
 from impact_lightning.types import ImageBatch, Key, UserError
 from tests.data.pictures import jpeg, table, write_folders, write_shards, write_tar
@@ -369,3 +371,11 @@ def test_files_that_cannot_be_described_still_have_a_fingerprint(tmp_path: Path)
     images = data.split("val")
     shutil.rmtree(tmp_path / "val" / "cat")
     assert images.fingerprint != whole
+
+
+def test_sixteen_bits_of_grey_become_eight() -> None:
+    grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    pixels = np.asarray(decode(Encoded(file.getvalue(), 0)))
+    assert np.array_equal(pixels[..., 0], grey // 257)

@@ -80,6 +80,7 @@ def test_before_any_token_no_latent_is_dead() -> None:
 def test_plots_the_histogram() -> None:
     metric = FiringDensity(5)
     metric.update(some_codes())
-    figure, axes = metric.plot()
+    figure, axes = plt.subplots()
+    metric.plot(ax=axes)
     assert axes.get_xlabel() == "log10 density"
     plt.close(figure)

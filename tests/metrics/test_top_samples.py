@@ -108,6 +108,7 @@ def test_refuses_what_has_no_order() -> None:
 def test_plots_activation_by_rank() -> None:
     metric = TopSamples(LATENTS, K)
     metric.update(activations(), torch.arange(IMAGES))
-    figure, axes = metric.plot()
+    figure, axes = plt.subplots()
+    metric.plot(ax=axes)
     assert axes.get_xlabel() == "rank of the image"
     plt.close(figure)

@@ -10,6 +10,8 @@ import torch
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, plain, read_checkpoint
 from impact_lightning.types import UserError
 
+LIGHTNING = {"pytorch-lightning_version": "2.6"}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -24,6 +26,7 @@ def test_paths_and_data_classes_become_plain() -> None:
 
 def test_what_is_written_is_read_without_running_code(tmp_path: Path) -> None:
     content: dict[str, Any] = {
+        **LIGHTNING,
         "state_dict": {"w": torch.ones(2)},
         "hyper_parameters": {"backbone": Settings(Path("x"), ())},
     }
@@ -35,7 +38,7 @@ def test_what_is_written_is_read_without_running_code(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
+    AtomicCheckpointIO().save_checkpoint({**LIGHTNING, "state_dict": {"w": torch.ones(2)}}, path)
 
     def full(_: object, file: Any) -> None:
         file.write(b"half")
@@ -55,3 +58,13 @@ def test_a_missing_file_and_a_file_without_weights_are_named(tmp_path: Path) -> 
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="no `state_dict`"):
         read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({**LIGHTNING, "state_dict": {"w": torch.ones(1000)}}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="checksum"):
+        read_checkpoint(path)

@@ -123,6 +123,34 @@ def test_a_kill_at_random_steps_changes_nothing(hook: str, tmp_path: Path, unint
     assert_same(tmp_path, uninterrupted)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--trainer.accumulate_grad_batches=2",),
+        ("--trainer.val_check_interval=3",),
+        ("--trainer.limit_val_batches=0", "--checkpoint.monitor=null"),
+        ("--data.workers=1",),
+    ],
+    ids=lambda more: more[0].split(".")[1],
+)
+def test_a_kill_changes_nothing_under_other_schedules(more: tuple[str, ...], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert in_a_process(lambda: fit(whole, *more)) == 0
+    for step in (4, 9):
+        in_a_process(killed_fit(killed, step, "before the step", *more, "--checkpoint.every_n_steps=1"))
+    assert in_a_process(lambda: fit(killed, *more)) == 0
+    ours, theirs = (
+        torch.load(r / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in (killed, whole)
+    )
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+def test_the_end_of_an_epoch_is_saved_without_validation(tmp_path: Path) -> None:
+    quiet = ("--trainer.limit_val_batches=0", "--checkpoint.monitor=null", "--checkpoint.every_n_steps=7")
+    in_a_process(killed_fit(tmp_path, 10, "before the step", *quiet))
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
+
+
 def test_a_kill_while_a_checkpoint_is_written_changes_nothing(tmp_path: Path, uninterrupted: Path) -> None:
     def body() -> None:
         save, calls = torch.save, []
