@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser, auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -17,6 +18,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from impact_lightning.activations.cached import CachedActivations as CachedActivations
+from impact_lightning.activations.extract import extract
+from impact_lightning.activations.live import LiveActivations as LiveActivations
 from impact_lightning.backbones.classifier import LitClassifier as LitClassifier  # imported: short names work
 from impact_lightning.data.images import ImageData as ImageData
 from impact_lightning.data.rooms import Rooms as Rooms
@@ -28,17 +32,25 @@ from impact_lightning.data.transforms import FlipCrop as FlipCrop
 from impact_lightning.data.transforms import RandomResizedCrop as RandomResizedCrop
 from impact_lightning.files import atomic_write
 from impact_lightning.mistakes import explain, user_error_behind
+from impact_lightning.sae.batch_topk import BatchTopK as BatchTopK
+from impact_lightning.sae.gated import Gated as Gated
+from impact_lightning.sae.jump_relu import JumpReLU as JumpReLU
+from impact_lightning.sae.lit_sae import LitSAE as LitSAE
+from impact_lightning.sae.matryoshka import Matryoshka as Matryoshka
+from impact_lightning.sae.relu import ReLU as ReLU
+from impact_lightning.sae.topk import TopK as TopK
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
 from impact_lightning.training.predictions import PredictionWriter
 from impact_lightning.training.progress import Progress
 from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.training.results_writer import ResultsWriter
 from impact_lightning.training.step_seed import StepSeed
-from impact_lightning.training.throughput import Throughput
+from impact_lightning.training.throughput import Throughput, unit
 from impact_lightning.training.tracking import wandb_id, wandb_runs
 from impact_lightning.types import UserError
 
-DESCRIPTION = "Did sparsity make this vision transformer easier to understand?"
+VERBS: dict[str, Any] = {"extract": extract}
+DESCRIPTION = f"Did sparsity make this vision transformer easier to understand? Also: {', '.join(VERBS)}."
 
 
 class SaveConfig(SaveConfigCallback):
@@ -62,6 +74,14 @@ def checkpoint_dir(run: str) -> str:  # module level: links are pickled when ran
 
 class Parser(LightningArgumentParser):
     """Ends a mistake of the user in one message."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]  # narrower upstream
+        """Leave out the usage, which is pages long."""
+        raise UserError(message) from (user_error_behind(ex) or ex)
+
+
+class VerbParser(ArgumentParser):
+    """The same for verbs that are plain functions."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]  # narrower upstream
         """Leave out the usage, which is pages long."""
@@ -160,7 +180,8 @@ class CLI(LightningCLI):
         """Say what is trained, and remember when it began."""
         self._began = monotonic()
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        print(f"{type(self.model).__name__}: {trained:,} parameters are trained")
+        if trained:  # else the module waits for the data before it builds anything
+            print(f"{type(self.model).__name__}: {trained:,} parameters are trained")
 
     @rank_zero_only
     def after_fit(self) -> None:
@@ -172,8 +193,8 @@ class CLI(LightningCLI):
         scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         steps = f"{trainer.global_step:,} steps " if trainer.global_step else ""  # 0 where forked processes trained
         said = [f"fitted {steps}in {timedelta(seconds=round(monotonic() - self._began))}"]
-        if speed.images:
-            said[0] += f" at {speed.images_per_second * trainer.world_size:,.0f} images/s"
+        if speed.samples:
+            said[0] += f" at {speed.per_second * trainer.world_size:,.0f} {unit(self.model)}/s"
             said.append(f"{speed.data_wait:.1%} waiting for data")
         said += [f"{name} {value:.4f}" for name, value in sorted(scores.items())]
         logs = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
@@ -203,6 +224,9 @@ def main(args: ArgsType = None) -> None:
     words = sys.argv[1:] if args is None else args if isinstance(args, list) else []
     _quiet()
     try:
+        if words and words[0] in VERBS:
+            auto_cli(VERBS, args=words, as_positional=False, parser_class=VerbParser)
+            return
         CLI(
             LightningModule,
             LightningDataModule,

@@ -1,11 +1,12 @@
 """Activations from shards on disk."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from impact_lightning.activations.batch import ActivationBatch, SiteStatistics
@@ -13,12 +14,14 @@ from impact_lightning.activations.loader import BufferedLoader, Serve
 from impact_lightning.activations.manifest import INDEX, Origin
 from impact_lightning.activations.module import ActivationDataModule
 from impact_lightning.activations.order import BufferOrder
-from impact_lightning.activations.shards import Array, Shards
+from impact_lightning.activations.shards import Shards
 from impact_lightning.backbones import Backbone, fingerprint
 from impact_lightning.data.module import Split
 from impact_lightning.data.order import EvalOrder, Rows
 from impact_lightning.ranks import rank_and_world
 from impact_lightning.types import UserError
+
+AHEAD = 2  # batches that are copied while another is used
 
 
 class CachedActivations(ActivationDataModule):
@@ -33,7 +36,7 @@ class CachedActivations(ActivationDataModule):
         batch_size: Rows of one training step over all ranks together.
         eval_batch_size: Rows of one evaluation batch on one rank.
         block_rows: Neighbouring rows that are read together.
-        buffer_blocks: Blocks of one buffer; all ranks together hold one buffer in memory.
+        buffer_blocks: Blocks of one buffer, inside which rows are shuffled.
         seed: Seed of the order of the rows.
     """
 
@@ -105,8 +108,9 @@ class CachedActivations(ActivationDataModule):
 class CachedLoader(BufferedLoader):
     """Endless training batches from shards.
 
-    Each epoch cuts the rows into blocks from a random offset, and deals the shuffled blocks to buffers. The blocks are
-    read from front to back, and every row is put where it will be served: a batch is then one contiguous piece.
+    Each epoch cuts the rows into blocks from a random offset, and deals the shuffled blocks to buffers. The buffer is
+    the page cache: the system is asked to read the blocks of the next one while the rows of this one are served, and
+    the process itself holds a few batches. Rows go through memory once, since copies are what reading costs.
 
     Args:
         shards: The rows.
@@ -144,33 +148,36 @@ class CachedLoader(BufferedLoader):
         order = generator.permutation(self.n_blocks)[buffer * self.buffer_blocks : (buffer + 1) * self.buffer_blocks]
         return order * self.block + offset
 
+    def rows(self, epoch: int, buffer: int) -> Rows:
+        """Return the rows of each batch of a buffer in ascending order `(steps, batch)`."""
+        rows = (self.blocks(epoch, buffer)[:, None] + np.arange(self.block)).ravel()
+        return np.sort(rows[self.order.served(epoch, buffer)], axis=1)  # front to back, shard by shard
+
     def buffers(self, epoch: int, first: int) -> Iterator[Serve]:
-        """Fill one buffer after the other, always in the same memory."""
+        """Serve one buffer after the other."""
         rank, world = rank_and_world()
-        share = self.order.batch // world
-        memory = {name: self._memory(name, self.order.steps * share) for name in self.names}
-        for buffer in range(first, self.order.n_buffers):
-            served = self.order.served(epoch, buffer, rank, world)
-            self._fill(memory, self.blocks(epoch, buffer), served.ravel())
+        with ThreadPoolExecutor(AHEAD) as pool:
+            for buffer in range(first, self.order.n_buffers):
+                if buffer + 1 < self.order.n_buffers:
+                    self._read_ahead(epoch, buffer + 1)
+                yield partial(self._serve, self.rows(epoch, buffer)[:, rank::world], pool, {})
+                self.shards.forget()
 
-            def serve(k: int) -> ActivationBatch:
-                return _batch({name: rows[k * share : (k + 1) * share].copy() for name, rows in memory.items()})
+    def _serve(
+        self, rows: Rows, pool: ThreadPoolExecutor, ahead: dict[int, Future[ActivationBatch]], k: int
+    ) -> ActivationBatch:
+        """Return batch k of a buffer; the next ones are copied by threads meanwhile."""
+        for step in range(k, min(k + 1 + AHEAD, len(rows))):
+            if step not in ahead:
+                ahead[step] = pool.submit(self._read, rows[step])
+        return ahead.pop(k).result()
 
-            yield serve
+    def _read(self, rows: Rows) -> ActivationBatch:
+        return _batch({name: self.shards.rows(name, rows) for name in self.names})
 
-    def _memory(self, name: str, rows: int) -> Array:
-        width, dtype = self.shards.columns(name)
-        return np.empty((rows, width), dtype)
-
-    def _fill(self, memory: dict[str, Array], blocks: Rows, served: Rows) -> None:
-        """Put row `served[i]` of the buffer at place i."""
-        place = np.full(self.order.rows, -1)
-        place[served] = np.arange(len(served))
-        for name, rows in memory.items():
-            for block, start in zip(place.reshape(-1, self.block), blocks.tolist(), strict=True):
-                for begin, piece in self.shards.read(name, start, start + self.block):
-                    _scatter(piece, block[begin - start :][: len(piece)], rows)
-        self.shards.forget()
+    def _read_ahead(self, epoch: int, buffer: int) -> None:
+        for name in self.names:
+            self.shards.read_ahead(name, self.blocks(epoch, buffer), self.block)
 
 
 class CachedEvalLoader:
@@ -191,22 +198,13 @@ class CachedEvalLoader:
         rank, world = rank_and_world()
         for step in range(rank, len(self.order), world):
             rows = self.order.rows_at(step)
-            start, stop = int(rows[0]), int(rows[-1]) + 1
-            yield _batch({name: self.shards.copy(name, start, stop) for name in self.names})
+            yield _batch({name: self.shards.rows(name, rows) for name in self.names})
             self.shards.forget()
 
 
-def _scatter(rows: Array, places: Rows, out: Array) -> None:
-    """Let `out[places] = rows`, but for negative places; each row is copied as one item, not by its elements."""
-    row = np.dtype((np.void, rows.shape[1] * rows.itemsize))
-    kept = places >= 0
-    out.view(row)[places[kept], 0] = rows.view(row)[kept, 0] if not kept.all() else rows.view(row)[:, 0]
-
-
-def _batch(arrays: dict[str, Array]) -> ActivationBatch:
-    tensors: dict[str, Tensor] = {name: torch.from_numpy(rows) for name, rows in arrays.items()}
-    image, token, label = tensors.pop(INDEX).long().unbind(1)
-    return ActivationBatch(tensors, image, token, label)
+def _batch(arrays: dict[str, Tensor]) -> ActivationBatch:
+    image, token, label = arrays[INDEX].long().unbind(1)
+    return ActivationBatch({name: rows for name, rows in arrays.items() if name != INDEX}, image, token, label)
 
 
 def _check_same(ours: Origin, theirs: Origin, root: Path) -> None:

@@ -136,8 +136,8 @@ class LiveLoader(BufferedLoader):
         memory = self._memory()
         rank, world = rank_and_world()
         for buffer in self._filled(epoch, first, memory):
-            served = torch.from_numpy(self.order.served(epoch, buffer, rank, world).copy()).to(memory.image.device)
-            yield partial(_serve, memory, served)
+            served = self.order.served(epoch, buffer)[:, rank::world]
+            yield partial(_serve, memory, torch.from_numpy(served.copy()).to(memory.image.device))
 
     def _filled(self, epoch: int, first: int, memory: ActivationBatch) -> Iterator[int]:
         """Yield the number of each buffer when it is in the memory."""

@@ -32,6 +32,10 @@ class ActivationDataModule(LightningDataModule):
         self._place: dict[str, Any] = {}
         self._statistics: dict[str, SiteStatistics] = {}
 
+    def __str__(self) -> str:
+        """Return kind and sites; Lightning's own text would read a batch from every loader."""
+        return f"{type(self).__name__}({', '.join(self.sites)})"
+
     @property
     def sites(self) -> list[str]:
         """Return the sites of every batch, in the order of execution."""

@@ -38,7 +38,7 @@ class BufferOrder:
         """Return the steps of an epoch."""
         return self.n_buffers * self.steps
 
-    def served(self, epoch: int, buffer: int, rank: int, world: int) -> Rows:
-        """Return which rows of a buffer a rank is served, step by step `(steps, batch / world)`."""
+    def served(self, epoch: int, buffer: int) -> Rows:
+        """Return which rows of a buffer are served, step by step `(steps, batch)`."""
         order = np.random.default_rng([self.seed, epoch, buffer]).permutation(self.rows)
-        return order[: self.steps * self.batch].reshape(self.steps, self.batch)[:, rank::world]
+        return order[: self.steps * self.batch].reshape(self.steps, self.batch)

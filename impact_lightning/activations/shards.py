@@ -1,7 +1,7 @@
 """Shards: activations on disk, one plain `.npy` file for each site of each shard, read through memory maps."""
 
+import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from impact_lightning.activations.manifest import (
     read_shard,
     save,
 )
+from impact_lightning.data.order import Rows
 from impact_lightning.types import UserError
 
 SAMPLE_BLOCKS, SAMPLE_ROWS = 256, 256  # of the sample for the statistics
@@ -73,7 +74,7 @@ class Shards:
     def __init__(self, root: Path, manifest: Manifest | None = None) -> None:
         self.root = root
         self.manifest = read_manifest(root) if manifest is None else manifest
-        self.starts = np.cumsum([0, *(shard.rows for shard in self.manifest.shards)])
+        self.starts = np.cumsum([0, *(shard.rows for shard in self.manifest.shards)])  # and the end
         for number, shard in enumerate(self.manifest.shards):
             for name, stored in shard.arrays.items():
                 check_size(array_path(root, name, number), stored)
@@ -89,44 +90,55 @@ class Shards:
         width, dtype = self.manifest.configuration.columns(name)
         return width, np.dtype(dtype)
 
-    def read(self, name: str, start: int, stop: int) -> Iterator[tuple[int, Array]]:
-        """Yield the rows `[start, stop)` of an array: memory-mapped pieces `(n, D)`, and the row where each begins."""
-        first = int(np.searchsorted(self.starts, start, side="right")) - 1
-        while start < stop:
-            begin, end = self.starts[first], self.starts[first + 1]
-            upto = min(stop, int(end))
-            if upto > start:  # a shard whose images were all damaged is empty
-                yield start, self._rows(name, first, start - int(begin), upto - int(begin))
-            start, first = upto, first + 1
-
-    def copy(self, name: str, start: int, stop: int) -> Array:
-        """Return the rows `[start, stop)` of an array in memory `(stop - start, D)`."""
-        return np.concatenate([rows for _, rows in self.read(name, start, stop)])
+    def rows(self, name: str, rows: Rows) -> Tensor:
+        """Return rows of an array in ascending order `(n, D)`, in new memory."""
+        width, dtype = self.columns(name)
+        found = np.empty((len(rows), width), dtype)
+        cuts = np.searchsorted(rows, self.starts)  # the rows of shard i stand at [cuts[i], cuts[i + 1])
+        for number in np.flatnonzero(np.diff(cuts)).tolist():
+            part = slice(cuts[number], cuts[number + 1])
+            local = rows[part] - self.starts[number]
+            array = self._checked(name, number, local)
+            np.take(array, local, axis=0, out=found[part], mode="clip")  # "raise" would go through a copy
+        return torch.from_numpy(found)
 
     def sample(self, site: str) -> Tensor:
         """Return the rows of blocks that are drawn once and for all, or every row of a small set, `(n, D)`."""
         if len(self) <= SAMPLE_BLOCKS * SAMPLE_ROWS:
-            return torch.from_numpy(self.copy(site, 0, len(self)))
-        starts = np.random.default_rng(0).choice(len(self) // SAMPLE_ROWS, SAMPLE_BLOCKS, replace=False) * SAMPLE_ROWS
-        blocks = [self.copy(site, int(start), int(start) + SAMPLE_ROWS) for start in np.sort(starts)]
-        return torch.from_numpy(np.concatenate(blocks))
+            return self.rows(site, np.arange(len(self)))
+        blocks = np.random.default_rng(0).choice(len(self) // SAMPLE_ROWS, SAMPLE_BLOCKS, replace=False)
+        return self.rows(site, (np.sort(blocks)[:, None] * SAMPLE_ROWS + np.arange(SAMPLE_ROWS)).ravel())
+
+    def read_ahead(self, name: str, starts: Rows, rows: int) -> None:
+        """Ask the system to read blocks of so many rows into its page cache, without waiting for them."""
+        if not hasattr(os, "posix_fadvise"):  # a system that does not offer it reads when it must
+            return
+        width, dtype = self.columns(name)
+        n_bytes = width * dtype.itemsize
+        numbers = np.searchsorted(self.starts, starts, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            with array_path(self.root, name, number).open("rb") as file:
+                for start in (starts[numbers == number] - self.starts[number]).tolist():
+                    os.posix_fadvise(file.fileno(), start * n_bytes, rows * n_bytes, os.POSIX_FADV_WILLNEED)
 
     def forget(self) -> None:
         """Close the memory maps: pages that were read count as memory of the process as long as a map is open."""
         self._maps.clear()
 
-    def _rows(self, name: str, number: int, start: int, stop: int) -> Array:
+    def _checked(self, name: str, number: int, local: Rows) -> Array:
+        """Return an array of a shard, some rows of which are about to be used."""
         key = (name, number)
-        shard, path = self.manifest.shards[number], array_path(self.root, name, number)
         if key not in self._maps:
-            self._maps[key] = map_array(path, shard.rows, *self.columns(name))
-        array, checks = self._maps[key], shard.arrays[name].crc32
+            path = array_path(self.root, name, number)
+            self._maps[key] = map_array(path, self.manifest.shards[number].rows, *self.columns(name))
+        array, checks = self._maps[key], self.manifest.shards[number].arrays[name].crc32
         is_checked = self._is_checked.setdefault(key, np.zeros(len(checks), np.bool_))
-        for chunk in range(start // CHUNK, -(-stop // CHUNK)):
-            if not is_checked[chunk]:
-                check_chunk(path, array, chunk, checks)
+        if not is_checked.all():
+            chunks = np.unique(local // CHUNK)
+            for chunk in chunks[~is_checked[chunks]].tolist():
+                check_chunk(array_path(self.root, name, number), array, chunk, checks)
                 is_checked[chunk] = True
-        return array[start:stop]
+        return array
 
 
 def check_shard(root: Path, number: int, shard: Shard, configuration: Configuration) -> None:

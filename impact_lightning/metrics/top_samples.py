@@ -9,7 +9,7 @@ from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from impact_lightning.types import UserError
 
-ENTRIES_AT_A_TIME = 2**20  # each part raises the bar for the next: memory stays small, and little is left to sort
+ENTRIES_AT_A_TIME = 2**22  # each part raises the bar for the next: memory stays small, and little is left to sort
 
 
 class Samples(NamedTuple):
@@ -76,7 +76,7 @@ class TopSamples(Metric):
             self._add(row, image, token)
 
     def _add(self, rows: Tensor, images: Tensor, tokens: Tensor) -> None:
-        weakest = self.best[0, :, -1]  # (F,) an equal value may win by its image
+        weakest = self.best[0, :, -1].to(rows.dtype)  # (F,) an equal value may win by its image
         row, latent = ((rows > self.above) & (rows >= weakest)).nonzero(as_tuple=True)
         new = _Entries(latent, *(part.double() for part in (rows[row, latent], images[row], tokens[row])))
         touched = torch.bincount(latent, minlength=len(weakest)) > 0  # (F,)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from impact_lightning.sae.codes import Codes, codes_from_flat
+from impact_lightning.sae.product import product
 from impact_lightning.sae.sparse import row_dots
 
 ScreenName = Literal["fp32", "bf16"]
 
-TILE_BYTES = {"cpu": 3 * 2**20, "cuda": 2**30}  # on a CPU a tile stays in cache between product and comparison
+TILE_BYTES = {"cpu": 2**22, "cuda": 2**30}  # on a CPU a tile stays in cache between product and comparison
 UNIT = 2.0**-8  # half the distance between neighbouring bfloat16 numbers, relative
 CHUNK = 1024  # rows of the encoder that are rounded and measured while they are in cache
 
@@ -130,12 +131,12 @@ def _find(w: Tensor, x: Tensor, least: Tensor, compare_as: torch.dtype | None = 
     for start in range(0, n_latents, tile):
         part = w[start : start + tile]
         size = len(part) * n_rows
-        z = torch.mm(part, x.T, out=buffer[:size].view(len(part), n_rows))  # (tile, B): latents are rows
+        z = product(part, x, out=buffer[:size].view(len(part), n_rows))  # (tile, B): latents are rows
         bound = least if len(least) == 1 else least[start : start + tile]
         # Comparing into the same type is several times faster than comparing into bool.
         torch.gt(z.view(kind), bound.view(kind), out=hits[:size].view(kind).view(z.shape))
         flat = _non_zero(hits, size)
-        values.append(buffer.index_select(0, flat))
+        values.append(z.view(-1).index_select(0, flat))
         flats.append(flat.add_(start * n_rows))
     return codes_from_flat(torch.cat(flats), torch.cat(values), n_rows)
 

@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from impact_lightning.training.throughput import unit
+
 
 class _Rate(ProgressColumn):
     """Images per second of this bar, over all ranks."""
@@ -18,7 +20,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         batches = task.finished_speed or task.speed or 0.0
-        return Text(f"{batches * self.bar.images_per_batch(task.description):,.0f} images/s")
+        return Text(f"{batches * self.bar.samples_per_batch(task.description):,.0f} {self.bar.unit}/s")
 
 
 class _TimeLeft(ProgressColumn):
@@ -58,8 +60,13 @@ class Progress(RichProgressBar):
         metrics = super().get_metrics(*args, **kwargs)
         return {name.removeprefix("train/"): metrics[name] for name in ("train/loss", "val/top1") if name in metrics}
 
-    def images_per_batch(self, description: str) -> int:
-        """Return the images of one batch over all ranks."""
+    @property
+    def unit(self) -> str:
+        """What a sample is."""
+        return unit(self.trainer.lightning_module)
+
+    def samples_per_batch(self, description: str) -> int:
+        """Return the samples of one batch over all ranks."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if description.startswith("Epoch"):
             return int(getattr(data, "batch_size", 1))

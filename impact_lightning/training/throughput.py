@@ -5,11 +5,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from impact_lightning.types import ImageBatch
-
 
 class Throughput(Callback):
-    """Log images per second over all ranks, and the share of the time in which no batch was there.
+    """Log samples per second over all ranks, and the share of the time in which no batch was there.
 
     The first batches are left out: they pay for warm-up.
 
@@ -19,7 +17,7 @@ class Throughput(Callback):
 
     def __init__(self, skip: int = 5) -> None:
         self.skip = skip
-        self.images = 0
+        self.samples = 0
         self.seconds = 0.0
         self.waited = 0.0
         self._seen = 0
@@ -27,9 +25,9 @@ class Throughput(Callback):
         self._interrupted = False
 
     @property
-    def images_per_second(self) -> float:
+    def per_second(self) -> float:
         """Return the rate of this rank since the warm-up; 0 before it."""
-        return self.images / self.seconds if self.seconds else 0.0
+        return self.samples / self.seconds if self.seconds else 0.0
 
     @property
     def data_wait(self) -> float:
@@ -55,13 +53,13 @@ class Throughput(Callback):
         self._interrupted = True
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step ends: count it, and log when the other metrics are logged."""
         now = time.perf_counter()
         self._seen += 1
         if self._seen > self.skip:
-            self.images += len(batch[0])
+            self.samples += len(batch[1])  # the second part of every batch has one entry a sample
             self.seconds += now - self._end
             self.waited += self._start - self._end
         self._end = now
@@ -69,8 +67,13 @@ class Throughput(Callback):
         if self.seconds and trainer.global_step % every == 0:
             pl_module.log_dict(
                 {
-                    "train/images_per_s": self.images_per_second * trainer.world_size,
+                    f"train/{unit(pl_module)}_per_s": self.per_second * trainer.world_size,
                     "train/data_wait": self.data_wait,
                 },
                 rank_zero_only=True,
             )
+
+
+def unit(module: Any) -> str:
+    """Return what the samples of a module are: images, unless it says otherwise."""
+    return str(getattr(module, "unit", "images"))

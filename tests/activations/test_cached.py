@@ -58,7 +58,7 @@ def by_hand(epoch: int) -> list[list[int]]:
         rows = [offset + 5 * int(block) + i for block in blocks[4 * buffer : 4 * buffer + 4] for i in range(5)]
         order = np.random.default_rng([0, epoch, buffer]).permutation(20)
         shuffled = [rows[place] for place in order]
-        batches += [shuffled[:8], shuffled[8:16]]
+        batches += [sorted(shuffled[:8]), sorted(shuffled[8:16])]
     return batches
 
 
@@ -71,6 +71,12 @@ def rows_of(batch: ActivationBatch) -> list[int]:
 
 def epochs(loader: CachedLoader, n: int) -> list[list[int]]:
     return [rows_of(batch) for _ in range(n) for batch in loader]
+
+
+def test_rows_are_read_in_ascending_order_within_a_batch_alone(numbers: Path) -> None:
+    batches = epochs(make(numbers), 1)
+    assert all(batch == sorted(batch) for batch in batches)
+    assert batches != sorted(batches)
 
 
 def test_blocks_and_rows_are_shuffled_as_by_hand(numbers: Path) -> None:
@@ -106,7 +112,7 @@ def test_a_buffer_larger_than_the_set_holds_all_of_it(numbers: Path) -> None:
     assert sorted(rows_of(batch)) == list(range(TOTAL))
 
 
-def test_batches_stay_as_they_were_when_the_buffer_is_filled_again(numbers: Path) -> None:
+def test_batches_stay_as_they_were_when_others_are_read(numbers: Path) -> None:
     kept = list(make(numbers))
     assert [rows_of(batch) for batch in kept] == by_hand(0)
 
@@ -122,22 +128,17 @@ def test_evaluation_sees_every_row_once_on_uneven_ranks(numbers: Path) -> None:
     assert sorted(row for batch in first + second for row in batch) == list(range(TOTAL))
 
 
-def peak(root: Path, rank: int = 0) -> int:
+def test_never_holds_more_than_its_buffer(tmp_path: Path) -> None:
+    rows, width = 32_768, 128
+    root = write_numbers(tmp_path, (rows // 2, rows // 2), width)
+    bytes_per_row = 4 * width + 3 * 4  # with its index
     loader = make(root, batch=1024, block=64, buffer_blocks=64)
     tracemalloc.start()
     for _ in loader:
         pass
-    found = tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return found
-
-
-def test_never_holds_more_than_its_buffer(tmp_path: Path) -> None:
-    rows, width = 32_768, 128
-    root = write_numbers(tmp_path, (rows // 2, rows // 2), width)
-    row = 4 * width + 3 * 4  # bytes of a row and its index
-    buffer, batch, order = 4096 * row, 1024 * row, 4 * 4096 * 8  # `order`: permutations of the buffer
-    assert peak(root) < buffer + 2 * batch + order < rows * row / 4
+    assert peak < 4096 * bytes_per_row < rows * bytes_per_row / 4
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from impact_lightning.activations import Tokens, extract
-from impact_lightning.activations import manifest
+from impact_lightning.activations import Tokens, extract, manifest
 from impact_lightning.activations import shards as shards_module
 from impact_lightning.activations.batch import site_statistics
 from impact_lightning.activations.frozen import FrozenBackbone
@@ -66,9 +65,9 @@ def by_hand(backbone: Backbone, precision: str = "32-true") -> tuple[dict[str, T
 def test_equals_a_capture_by_hand(tmp_path: Path, backbone: Backbone, dtype: str, precision: str) -> None:
     shards = Shards(make_shards(tmp_path, backbone, dtype=dtype, precision=precision))
     expected, index = by_hand(backbone, precision)
-    assert shards.copy("index", 0, len(shards)).tolist() == index
+    assert shards.rows("index", np.arange(len(shards))).tolist() == index
     for site in SITES:
-        stored = torch.from_numpy(shards.copy(site, 0, len(shards)))
+        stored = shards.rows(site, np.arange(len(shards)))
         assert torch.equal(stored, expected[site].to(getattr(torch, dtype)))
 
 
@@ -80,7 +79,7 @@ def test_the_files_are_plain_arrays_of_whole_shards(complete: Path) -> None:
 def test_statistics_are_those_of_the_stored_rows(complete: Path) -> None:
     shards = Shards(complete)
     for site in SITES:
-        rows = torch.from_numpy(shards.copy(site, 0, len(shards))).double()
+        rows = shards.rows(site, np.arange(len(shards))).double()
         known = shards.manifest.statistics[site]
         assert torch.allclose(known.mean.double(), rows.mean(0), atol=1e-7)  # stored in float32
         assert known.norm == pytest.approx(float((rows - rows.mean(0)).norm(dim=1).mean()))
@@ -97,7 +96,7 @@ def test_random_tokens_are_those_rows_of_all_tokens(tmp_path: Path, complete: Pa
     sequence = FrozenBackbone(backbone, SITES, tokens, "32-true").sequence
     rows = (np.arange(N_IMAGES)[:, None] * LENGTH + tokens.of(np.arange(N_IMAGES), sequence)).ravel()
     for name in ("index", *SITES):
-        assert np.array_equal(some.copy(name, 0, len(some)), everything.copy(name, 0, len(everything))[rows])
+        assert torch.equal(some.rows(name, np.arange(len(some))), everything.rows(name, rows))
 
 
 def test_two_ranks_write_the_bytes_of_one(
@@ -252,7 +251,13 @@ def test_damaged_images_are_left_out(tmp_path: Path, backbone: Backbone) -> None
     )
     shards = Shards(tmp_path / "out")
     assert len(shards) == 5 * LENGTH
-    assert sorted(set(shards.copy("index", 0, len(shards))[:, 0].tolist())) == [0, 2, 3, 4, 5]  # sorted by class: 0 2 4
+    assert sorted(set(shards.rows("index", np.arange(len(shards)))[:, 0].tolist())) == [
+        0,
+        2,
+        3,
+        4,
+        5,
+    ]  # sorted by class: 0 2 4
 
 
 def test_refuses_augmented_images(tmp_path: Path, backbone: Backbone) -> None:

@@ -28,10 +28,13 @@ class Linear(LightningModule):
         assert self.trainer.estimated_stepping_batches == STEPS  # makes the loader before the checkpoint is read
         return torch.optim.Adam([self.weight], lr=1e-2)
 
+    def validation_step(self, batch: ActivationBatch, step: int) -> None:
+        pass
+
     def training_step(self, batch: ActivationBatch, step: int) -> Tensor:
         x = batch.activations[SITE]
         loss = (x @ self.weight - x).square().mean()
-        self.losses.append(float(loss))
+        self.losses.append(loss.item())
         return loss
 
 
@@ -57,6 +60,8 @@ def make(kind: str, backbone: Backbone, root: Path) -> ActivationDataModule:
 def fit(model: Linear, data: ActivationDataModule, folder: Path, ckpt_path: Path | None = None) -> list[float]:
     trainer = Trainer(
         max_steps=STEPS,
+        limit_val_batches=0,
+        log_every_n_steps=1,
         accelerator="cpu",
         devices=1,
         logger=False,
@@ -102,7 +107,8 @@ def test_checkpoints_hold_no_backbone(tmp_path: Path, backbone: Backbone, root: 
 def losses_by_hand(rank: int, kind: str, backbone: Backbone, root: Path) -> list[float]:
     """Return the losses of 20 steps of gradient descent with all-reduced gradients."""
     data = make(kind, backbone, root)
-    weight, losses = torch.eye(24) / 2, []
+    weight = torch.eye(24) / 2
+    losses: list[float] = []
     loader = data.train_dataloader()
     while len(losses) < STEPS:
         for batch in loader:

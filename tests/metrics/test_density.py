@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -75,12 +74,3 @@ def test_two_uneven_ranks_equal_one(cut: int) -> None:
 def test_before_any_token_no_latent_is_dead() -> None:
     assert math.isnan(measured().dead)
     assert measured().n == 0
-
-
-def test_plots_the_histogram() -> None:
-    metric = FiringDensity(5)
-    metric.update(some_codes())
-    figure, axes = plt.subplots()
-    metric.plot(ax=axes)
-    assert axes.get_xlabel() == "log10 density"
-    plt.close(figure)

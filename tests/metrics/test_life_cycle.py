@@ -4,6 +4,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import Tensor
@@ -107,8 +108,16 @@ def test_states_stay_out_of_checkpoints_unless_asked_for(name: str) -> None:
     assert numbers(again.compute()) == expected(name)
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_has_a_plot(name: str) -> None:
+    figure, axes = plt.subplots()
+    updated(name).plot(ax=axes)
+    assert axes.has_data()
+    plt.close(figure)
+
+
 def test_a_collection_keeps_metrics_apart_that_differ_in_a_setting() -> None:
-    low, high = TopSamples(WIDTH, 3), TopSamples(WIDTH, 3, above=1.0)
+    low, high = TopSamples(WIDTH, 3), TopSamples(WIDTH, 3, above=1.5)
     collection = MetricCollection({"low": low, "high": high}, compute_groups=False)
     collection.update(activations(0), IMAGES)
     assert (high.compute().image == -1).sum() > (low.compute().image == -1).sum()

@@ -3,7 +3,6 @@
 import math
 from itertools import combinations, permutations
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -95,12 +94,3 @@ def test_nothing_seen_is_nan() -> None:
 def test_refuses_an_embedding_without_direction() -> None:
     with pytest.raises(UserError, match="one is zero"):
         measured((torch.ones(2, 3), torch.zeros(2, 4)))
-
-
-def test_plots_scores_beside_the_null() -> None:
-    metric = Monosemanticity(3, 4)
-    metric.update(*images())
-    figure, axes = plt.subplots()
-    metric.plot(ax=axes)
-    assert axes.get_legend_handles_labels()[1] == ["units", "null"]
-    plt.close(figure)

@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import Tensor
@@ -103,12 +102,3 @@ def test_refuses_what_has_no_order() -> None:
         measured((activations() * math.nan, torch.arange(IMAGES)))
     with pytest.raises(UserError, match="-1 is no number of an image"):
         measured((activations(), torch.arange(IMAGES) - 1))
-
-
-def test_plots_activation_by_rank() -> None:
-    metric = TopSamples(LATENTS, K)
-    metric.update(activations(), torch.arange(IMAGES))
-    figure, axes = plt.subplots()
-    metric.plot(ax=axes)
-    assert axes.get_xlabel() == "rank of the image"
-    plt.close(figure)

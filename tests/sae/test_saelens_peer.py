@@ -5,9 +5,11 @@ borrows only what this one has already installed.
 """
 
 import json
+import shutil
 import subprocess
 import sysconfig
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,8 +44,8 @@ EXPORTS = {**{name: dictionary(name) for name in ALL}, "threshold": on_the_thres
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the interpreter of an environment that has sae-lens."""
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield the interpreter of an environment that has sae-lens."""
     root = tmp_path_factory.mktemp("peer")
     venv.create(root, with_pip=True)
     python = root / "bin" / "python"
@@ -66,7 +68,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("sae-lens was not installed within six minutes")
     except subprocess.CalledProcessError as error:
         pytest.skip(f"sae-lens cannot be installed here: {error.stderr[-300:]}")
-    return python
+    yield python
+    shutil.rmtree(root)  # hundreds of megabytes, which pytest would keep for three runs
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ def task(description: str, completed: int, total: int | None = 10) -> Any:
 
 
 def test_a_training_batch_is_global_and_an_evaluation_batch_is_per_rank() -> None:
-    assert bar().images_per_batch("Epoch 1/3") == 64
-    assert bar().images_per_batch("Validation") == 512
+    assert bar().samples_per_batch("Epoch 1/3") == 64
+    assert bar().samples_per_batch("Validation") == 512
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,18 @@ class KillAt(Callback):
         self._maybe("after the epoch", trainer)
 
 
-def killed_fit(run: Path, step: int, hook: str, *more: str) -> Callable[[], None]:
-    def body() -> None:
-        setattr(cli, "ResultsWriter", lambda: KillAt(step, hook))  # noqa: B010  # in this process only
-        fit(run, *more)
+def killed_fit_of(body: Callable[[], None], step: int, hook: str = "before the step") -> Callable[[], None]:
+    """Return `body`, a fit, with a kill at a step."""
 
-    return body
+    def killed() -> None:
+        setattr(cli, "ResultsWriter", lambda: KillAt(step, hook))  # noqa: B010  # in this process only
+        body()
+
+    return killed
+
+
+def killed_fit(run: Path, step: int, hook: str, *more: str) -> Callable[[], None]:
+    return killed_fit_of(lambda: fit(run, *more), step, hook)
 
 
 HOOKS = ("before the step", "after the step", "in validation", "after the epoch")

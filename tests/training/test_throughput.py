@@ -22,11 +22,11 @@ def test_counts_images_and_the_time_between_batches(monkeypatch: pytest.MonkeyPa
         clock[0] += wait
         callback.on_train_batch_start(trainer, module, None, 0)
         clock[0] += work
-        callback.on_train_batch_end(trainer, module, None, (torch.zeros(10, 1),), 0)  # type: ignore[arg-type]
-    assert callback.images_per_second == pytest.approx(20 / 8)
+        callback.on_train_batch_end(trainer, module, None, (torch.zeros(1), torch.zeros(10)), 0)
+    assert callback.per_second == pytest.approx(20 / 8)
     assert callback.data_wait == pytest.approx(2 / 8)
     assert logged == {"train/images_per_s": pytest.approx(5.0), "train/data_wait": pytest.approx(0.25)}
 
 
 def test_before_the_warm_up_there_is_no_rate() -> None:
-    assert Throughput().images_per_second == Throughput().data_wait == 0.0
+    assert Throughput().per_second == Throughput().data_wait == 0.0

@@ -1,0 +1,233 @@
+"""Training of sparse autoencoders: several of them, of any kind, from one stream of activations."""
+
+import os
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from impact_lightning.activations.batch import ActivationBatch
+from impact_lightning.activations.module import ActivationDataModule
+from impact_lightning.backbones import fingerprint
+from impact_lightning.ranks import all_sum
+from impact_lightning.results import Record
+from impact_lightning.sae.autoencoder import SAE, Objective
+from impact_lightning.sae.dictionary import Dictionary, SAEFactory
+from impact_lightning.sae.optimizer import DictionaryAdam
+from impact_lightning.sae.side_by_side import SideBySide
+from impact_lightning.types import UserError
+
+MEASURES = ("fvu", "ev", "nmse_origin", "cosine", "l0", "dead")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, a plateau, and a linear decay to zero.
+
+    Args:
+        warmup_steps: Steps of warm-up.
+        decay: Share of all steps at the end over which the learning rate falls to zero.
+    """
+
+    warmup_steps: int = 1000
+    decay: float = 0.2
+
+    def factor(self, step: int, total: int) -> float:
+        """Return the factor of the learning rate at a step."""
+        rise = (step + 1) / max(1, self.warmup_steps)
+        fall = (total - step) / max(1.0, self.decay * total)
+        return max(0.0, min(1.0, rise, fall))
+
+
+class LitSAE(LightningModule):
+    """Train one dictionary for every combination of site, kind, width and seed, from one stream of activations.
+
+    Args:
+        kinds: Kinds of dictionaries with their settings, such as `BatchTopK` with `k: 32`.
+        sites: Sites to read; all that the data has by default.
+        target: Site that transcoders should give; none trains autoencoders.
+        expansions: Latents per channel of the site.
+        seeds: Seeds of the initial weights.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam's two moments.
+        max_norm: Clip the gradient of each dictionary to this norm.
+        schedule: Course of the learning rate.
+    """
+
+    unit = "tokens"  # of which the progress bar counts how many a second
+
+    def __init__(
+        self,
+        kinds: list[SAEFactory],
+        sites: list[str] | None = None,
+        target: str | None = None,
+        expansions: list[float] | None = None,
+        seeds: list[int] | None = None,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        max_norm: float = 1.0,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__()
+        if not kinds:
+            raise UserError("model.kinds is empty: name at least one kind of dictionary, such as BatchTopK")
+        if lr <= 0 or max_norm <= 0:
+            raise UserError(f"model.lr {lr} and model.max_norm {max_norm} must be positive")
+        self.kinds = kinds
+        self.sites = sites
+        self.target = target
+        self.expansions = expansions or [8]
+        self.seeds = seeds or [0]
+        self.lr = lr
+        self.betas = betas
+        self.max_norm = max_norm
+        self.schedule = schedule or Schedule()
+        self.dictionaries = nn.ModuleDict()
+        self.names: dict[str, str] = {}  # a module's name may hold no dots, a site's does
+        self.records: list[Record] = []
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    # ------------------------------------------------------------------------------------------------ building
+
+    def configure_model(self) -> None:
+        """Build the dictionaries, once the data knows how wide its sites are."""
+        if len(self.dictionaries):
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ActivationDataModule):
+            raise UserError(
+                f"LitSAE reads activations: use LiveActivations or CachedActivations, not {type(data).__name__}"
+            )
+        targets = [] if self.target is None else [self.target]
+        sites = self.sites or [site for site in data.sites if site not in targets]
+        widths = {site: data.width(site) for site in [*sites, *targets]}
+        for site, (number, kind), expansion, seed in product(sites, enumerate(self.kinds), self.expansions, self.seeds):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                n_latents = round(expansion * widths[site])
+                sae = kind(widths[site], n_latents) if self.target is None else self._transcoder(kind, site, widths)
+            name = f"{site}/{number}-{type(sae).__name__}-x{expansion:g}-s{seed}"
+            self.names[name.replace(".", "_")] = name
+            self.dictionaries[name.replace(".", "_")] = Dictionary(sae, site, self.target, widths)
+
+    def _transcoder(self, kind: Any, site: str, widths: dict[str, int]) -> SAE:
+        assert self.target is not None
+        sae: SAE = kind(widths[site], round(self.expansions[0] * widths[site]), d_out=widths[self.target])
+        return sae
+
+    def on_fit_start(self) -> None:
+        """Scale inputs by what the data knows of its sites; a run that continues has this in its checkpoint."""
+        if self.trainer.ckpt_path is not None:
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        for _, dictionary in self._each():
+            dictionary.scaling.fit(*data.statistics(dictionary.site))
+            if dictionary.target is not None and dictionary.target_scaling is not None:
+                dictionary.target_scaling.fit(*data.statistics(dictionary.target))
+
+    def _each(self) -> list[tuple[str, Dictionary]]:
+        """Return the dictionaries and their names."""
+        found = []
+        for key, dictionary in self.dictionaries.items():
+            assert isinstance(dictionary, Dictionary)
+            found.append((self.names[key], dictionary))
+        return found
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return one Adam for each dictionary, all under one schedule."""
+        optimizer = SideBySide(
+            [
+                DictionaryAdam(d.sae.parameter_groups(), lr=self.lr, betas=self.betas, max_norm=self.max_norm)
+                for _, d in self._each()
+            ]
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
+        """Return the sum of all losses: no dictionary's gradient depends on another's."""
+        losses = []
+        for name, dictionary in self._each():
+            objective = dictionary.objective(batch.activations)
+            losses.append(objective.loss)
+            self._log(name, dictionary, objective, batch)
+        return torch.stack(losses).sum()
+
+    def _log(self, name: str, dictionary: Dictionary, objective: Objective, batch: ActivationBatch) -> None:
+        """Log means over all ranks, when they are due: they cost a collective."""
+        trainer: Any = self.trainer
+        if (self.global_step + 1) % trainer.log_every_n_steps:
+            return
+        x, target = dictionary.inputs(batch.activations)
+        wanted = x if target is None else target  # (B, D)
+        parts = [wanted.new_tensor(len(wanted)), wanted.square().sum(), objective.reconstruction, objective.l0]
+        summed = all_sum(torch.cat([torch.stack(parts), wanted.sum(0)]))
+        (n, squares, error, l0), total = summed[:4], summed[4:]
+        variance = squares / n - (total / n).square().sum()  # of this global batch; validation pools over all
+        if not torch.isfinite(error):
+            raise UserError(f"{name}: the loss is not finite at step {self.global_step}: lower model.lr")
+        world = self.trainer.world_size  # each rank's part is meant for a mean over ranks
+        values = {"fvu": error / world / variance, "l0": l0 / world, "dead": len(dictionary.sae.dead.indices())}
+        self.log_dict({f"train/{name}/{key}": value for key, value in values.items()}, rank_zero_only=True)
+
+    # ---------------------------------------------------------------------------------------------- evaluation
+
+    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
+        """Measure one batch; before any training there is no threshold to measure with."""
+        if self.trainer.sanity_checking:
+            return
+        for _, dictionary in self._each():
+            dictionary.measure(batch.activations)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the measures over all ranks."""
+        if self.trainer.sanity_checking:
+            return
+        for name, dictionary in self._each():
+            values = dictionary.collect()
+            self.log_dict({f"val/{name}/{key}": values[key] for key in MEASURES}, sync_dist=True)
+
+    def test_step(self, batch: ActivationBatch, batch_idx: int) -> None:
+        """Measure one batch."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Turn the measures over all ranks into records."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.records = []
+        for name, dictionary in self._each():
+            values = dictionary.collect()
+            self.records += [
+                Record(
+                    measure=key,
+                    version=1,
+                    value=values[key],
+                    n=int(values["n"]),
+                    seed=self.seed,
+                    protocol={
+                        **data.protocol(),
+                        "site": dictionary.site,
+                        "target": dictionary.target,
+                        "codes": "inference",
+                    },
+                    weights=fingerprint(dictionary.sae),
+                    data=data.fingerprint("test"),
+                    of=name,
+                )
+                for key in MEASURES
+            ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the seed."""
+        checkpoint["seed"] = self.seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is measured carries the seed of its training."""
+        self.seed = checkpoint.get("seed", self.seed)

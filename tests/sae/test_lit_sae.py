@@ -1,0 +1,111 @@
+"""Several dictionaries train from one stream as each would alone, exactly resumed and the same on two ranks."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from impact_lightning import cli
+from impact_lightning.backbones import Backbone
+from impact_lightning.results import read_results
+from tests.training.test_resume import in_a_process, killed_fit_of, on_two_ranks
+
+CONFIG = Path(__file__).parents[1] / "conf" / "sae.yaml"
+SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(Backbone("vit_tiny_patch16_224", model_args={**SMALL}, num_classes=4).build().state_dict(), path)
+    return path
+
+
+def fit(run: Path, weights: Path, *more: str) -> None:
+    given = (f"--dir={run}", "--ckpt_path=last", f"--data.backbone.weights={weights}")
+    cli.main(["fit", f"--config={CONFIG}", *given, *more])
+
+
+def state(run: Path) -> dict[str, Tensor]:
+    content: dict[str, Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return content
+
+
+def curves(run: Path) -> dict[tuple[int, str], float]:
+    found: dict[tuple[int, str], float] = {}
+    for path in sorted(run.glob("logs/*/metrics.csv")):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                found |= {
+                    (int(row["step"]), name): float(value)
+                    for name, value in row.items()
+                    if value and name.startswith("train/blocks")
+                }
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted")
+    assert in_a_process(lambda: fit(run, weights)) == 0
+    return run
+
+
+def test_every_combination_is_trained_and_logged_under_its_name(uninterrupted: Path) -> None:
+    names = {name.removesuffix("/fvu") for _, name in curves(uninterrupted) if name.endswith("/fvu")}
+    assert names == {
+        f"train/blocks.{block}.resid_post/{kind}-x2-s{seed}"
+        for block in (0, 1)
+        for kind in ("0-BatchTopK", "1-ReLU")
+        for seed in (0, 1)
+    }
+
+
+def test_reconstruction_improves(uninterrupted: Path) -> None:
+    curve = curves(uninterrupted)
+    last = max(step for step, _ in curve)
+    for name in {name for _, name in curve if name.endswith("/fvu")}:
+        assert curve[last, name] < curve[0, name]
+
+
+def test_checkpoints_hold_no_backbone(uninterrupted: Path) -> None:
+    assert all(name.startswith("dictionaries.") for name in state(uninterrupted))
+
+
+def test_a_kill_changes_nothing(uninterrupted: Path, weights: Path, tmp_path: Path) -> None:
+    for step in (5, 21):
+        in_a_process(killed_fit_of(lambda: fit(tmp_path, weights, "--checkpoint.every_n_steps=2"), step))
+    assert in_a_process(lambda: fit(tmp_path, weights)) == 0
+    ours, theirs = state(tmp_path), state(uninterrupted)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:  # a threshold that is not calibrated is nan
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_dictionary_trains_with_others_as_it_does_alone(uninterrupted: Path, weights: Path, tmp_path: Path) -> None:
+    alone = ("--model.sites=[blocks.1.resid_post]", "--model.seeds=[1]", "--model.kinds=[{class_path: ReLU}]")
+    assert in_a_process(lambda: fit(tmp_path, weights, *alone)) == 0
+    together = {name: value for name, value in state(uninterrupted).items() if "1_resid_post/1-ReLU-x2-s1" in name}
+    mine = {name.replace("0-ReLU", "1-ReLU"): value for name, value in state(tmp_path).items()}
+    assert mine.keys() == together.keys()
+    assert not [name for name in mine if not torch.equal(mine[name], together[name])]
+
+
+def test_two_ranks_have_the_curves_of_one(uninterrupted: Path, weights: Path, tmp_path: Path) -> None:
+    on_two_ranks(lambda: fit(tmp_path, weights, "--trainer.devices=2"))
+    one, two = curves(uninterrupted), curves(tmp_path)
+    for key in one:
+        assert two[key] == pytest.approx(one[key], rel=1e-5 if key[1].endswith("/fvu") else 1e-6), key
+
+
+def test_a_test_writes_records_of_every_dictionary(uninterrupted: Path, weights: Path) -> None:
+    words = ["test", f"--config={CONFIG}", f"--dir={uninterrupted}", "--ckpt_path=last"]
+    assert in_a_process(lambda: cli.main([*words, f"--data.backbone.weights={weights}"])) == 0
+    records = read_results(uninterrupted / "results.json")
+    assert len({record.of for record in records}) == 8
+    assert {record.measure for record in records} == {"fvu", "ev", "nmse_origin", "cosine", "l0", "dead"}
+    assert {record.n for record in records} == {16 * 5}  # four patches and a class token of each image
