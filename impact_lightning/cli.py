@@ -33,6 +33,7 @@ from impact_lightning.data.transforms import RandomResizedCrop as RandomResizedC
 from impact_lightning.files import atomic_write
 from impact_lightning.mistakes import explain, user_error_behind
 from impact_lightning.sae.batch_topk import BatchTopK as BatchTopK
+from impact_lightning.sae.export import export
 from impact_lightning.sae.gated import Gated as Gated
 from impact_lightning.sae.jump_relu import JumpReLU as JumpReLU
 from impact_lightning.sae.lit_sae import LitSAE as LitSAE
@@ -49,7 +50,7 @@ from impact_lightning.training.throughput import Throughput, unit
 from impact_lightning.training.tracking import wandb_id, wandb_runs
 from impact_lightning.types import UserError
 
-VERBS: dict[str, Any] = {"extract": extract}
+VERBS: dict[str, Any] = {"extract": extract, "export": export}
 DESCRIPTION = f"Did sparsity make this vision transformer easier to understand? Also: {', '.join(VERBS)}."
 
 
@@ -225,7 +226,7 @@ def main(args: ArgsType = None) -> None:
     _quiet()
     try:
         if words and words[0] in VERBS:
-            auto_cli(VERBS, args=words, as_positional=False, parser_class=VerbParser)
+            auto_cli(VERBS, args=words, parser_class=VerbParser)
             return
         CLI(
             LightningModule,

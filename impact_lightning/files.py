@@ -5,7 +5,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import torch
+
+from impact_lightning.types import UserError
 
 
 @contextmanager
@@ -47,3 +51,17 @@ def refuse_flipped_bits(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise OSError(f"{damaged} does not have its checksum")
+
+
+def read_torch(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Return the mapping that a file of torch holds, or say what is wrong with it; no code in it is run."""
+    try:
+        refuse_flipped_bits(path)
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise UserError(f"{path} is damaged, or holds more than tensors ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no mapping of names to tensors")
+    return content

@@ -16,8 +16,8 @@ import torch
 from impact_lightning.activations import Tokens, extract
 from impact_lightning.activations.cached import CachedLoader
 from impact_lightning.activations.frozen import FrozenBackbone
-from impact_lightning.activations.manifest import Configuration, Manifest, Origin
-from impact_lightning.activations.shards import CHUNK, Shards, read_record, write_shard
+from impact_lightning.activations.manifest import Configuration, Manifest, Origin, Precision
+from impact_lightning.activations.shards import CHUNK, Array, Shards, read_record, write_shard
 from impact_lightning.backbones import Backbone
 from impact_lightning.data.loader import Fetched
 from impact_lightning.data.module import ImageDataModule, Split
@@ -36,7 +36,7 @@ def extract_speed(model: str = "vit_small_patch16_224", batch: int = 0, batches:
     is_cuda = torch.cuda.is_available()
     batch, batches = batch or (256 if is_cuda else 16), batches or (32 if is_cuda else 8)
     data, backbone = _Noise(batch * batches), Backbone(model)
-    precision = "bf16-mixed" if is_cuda else "32-true"
+    precision: Precision = "bf16-mixed" if is_cuda else "32-true"
     torch.manual_seed(0)
     frozen = FrozenBackbone(backbone, [f"blocks.{MIDDLE}.resid_post"], Tokens(), precision)
     vit, device = frozen.model, torch.device("cuda" if is_cuda else "cpu")
@@ -62,7 +62,7 @@ def extract_speed(model: str = "vit_small_patch16_224", batch: int = 0, batches:
                 data=data,
                 sites=list(frozen.sites),
                 out=Path(folder) / str(next(numbers)),
-                precision=precision,  # type: ignore[arg-type]
+                precision=precision,
                 batch_size=batch,
                 images_per_shard=2 * batch,
             )
@@ -145,6 +145,10 @@ class _Noise(ImageDataModule):
         self.class_names = ["noise"]
         self.set = _NoiseSet(n)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 3, 224, 224
+
     def split(self, name: Split) -> "_NoiseSet":
         return self.set
 
@@ -177,7 +181,7 @@ def _write(root: Path, rows: int) -> None:
     configuration = Configuration(origin, "float16", len(sizes), images_per_shard=1, batch_size=1)
     generator = np.random.default_rng(0)
     for number, n in enumerate(sizes):
-        arrays = {
+        arrays: dict[str, Array] = {
             "index": np.zeros((n, 3), np.int32),
             "site": generator.standard_normal((n, WIDTH), np.float32).astype(np.float16),
         }

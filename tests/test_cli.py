@@ -146,27 +146,53 @@ def test_wandb_offline_needs_one_line_and_no_account(
 # ----------------------------------------------------------------------------------------------------- recipes
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_runs(recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = "{img_size: 32, patch_size: 16, embed_dim: 24, depth: 2, num_heads: 3}"
+SMALL = "{img_size: 32, patch_size: 16, embed_dim: 24, depth: 2, num_heads: 3}"
+ON_CPU = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true")
+
+
+def what_a_recipe_leaves_open(recipe: str, pictures: Path) -> list[str]:
+    text = (ROOT / recipe).read_text()
+    if "LitSAE" in text:
+        return [f"--data.data.root={pictures}"] if "ImageData" in text else []
+    return [f"--data.root={pictures}"] if "ImageData" in text else []
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "sae" not in recipe])
+def test_every_recipe_of_a_classifier_runs(
+    recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [
-        *("fit", f"--config={ROOT / recipe}", f"--dir={tmp_path}", "--trainer.fast_dev_run=1"),
-        *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true", "--data.batch_size=4"),
-        *("--data.workers=0", "--data.eval_batch_size=4", f"--model.backbone.model_args={small}"),
+        *("fit", f"--config={ROOT / recipe}", f"--dir={tmp_path}", "--trainer.fast_dev_run=1", *ON_CPU),
+        *("--data.batch_size=4", "--data.workers=0", "--data.eval_batch_size=4"),
+        *(f"--model.backbone.model_args={SMALL}", *what_a_recipe_leaves_open(recipe, pictures)),
     ]
     if "ImageData" in (ROOT / recipe).read_text():
-        words += [f"--data.root={pictures}", "--model.backbone.pretrained=false", "--data.preprocess.size=32"]
+        words += ["--model.backbone.pretrained=false", "--data.preprocess.size=32"]
     main(words)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "sae" in recipe])
+def test_every_recipe_of_dictionaries_runs(
+    recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(
+        [
+            *("fit", f"--config={ROOT / recipe}", f"--dir={tmp_path}", *ON_CPU, "--trainer.enable_progress_bar=false"),
+            *("--trainer.max_steps=2", "--trainer.max_epochs=1", "--trainer.limit_val_batches=1"),
+            *("--trainer.val_check_interval=1", "--data.sites=[blocks.1.resid_post]", "--data.backbone.weights=null"),
+            *(f"--data.backbone.model_args={SMALL}", "--data.batch_size=8", "--data.image_batch_size=4"),
+            *("--data.buffer_images=8", *what_a_recipe_leaves_open(recipe, pictures)),
+        ]
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_is_complete(recipe: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = [f"--data.root={pictures}"] if "ImageData" in (ROOT / recipe).read_text() else []
     with pytest.raises(SystemExit) as ending:
-        main(["fit", f"--config={ROOT / recipe}", *root, "--print_config"])
+        main(["fit", f"--config={ROOT / recipe}", *what_a_recipe_leaves_open(recipe, pictures), "--print_config"])
     assert not ending.value.code
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["checkpoint"]["monitor"] == "val/top1"
+    assert config["dir"] == f"runs/{Path(recipe).stem}"
 
 
 @pytest.mark.parametrize("part", sorted(path.name for path in ROOT.glob("configs/trainer/*.yaml")))

@@ -21,7 +21,7 @@ from impact_lightning.data.order import EvalOrder, Rows
 from impact_lightning.ranks import rank_and_world
 from impact_lightning.types import UserError
 
-AHEAD = 2  # batches that are copied while another is used
+AHEAD = 1  # batches that are copied while another is used
 
 
 class CachedActivations(ActivationDataModule):
@@ -156,10 +156,10 @@ class CachedLoader(BufferedLoader):
     def buffers(self, epoch: int, first: int) -> Iterator[Serve]:
         """Serve one buffer after the other."""
         rank, world = rank_and_world()
-        with ThreadPoolExecutor(AHEAD) as pool:
+        with ThreadPoolExecutor(AHEAD + 1) as pool:
             for buffer in range(first, self.order.n_buffers):
                 if buffer + 1 < self.order.n_buffers:
-                    self._read_ahead(epoch, buffer + 1)
+                    pool.submit(self._read_ahead, epoch, buffer + 1)
                 yield partial(self._serve, self.rows(epoch, buffer)[:, rank::world], pool, {})
                 self.shards.forget()
 

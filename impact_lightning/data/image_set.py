@@ -98,7 +98,7 @@ class ImageSet:
 
 def decode(sample: Encoded) -> Image.Image:
     """Return the picture in RGB."""
-    image = Image.open(io.BytesIO(sample.data), formats=FORMATS)
+    image: Image.Image = Image.open(io.BytesIO(sample.data), formats=FORMATS)
     image.load()
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image, np.int32) // 257).astype(np.uint8))

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from impact_lightning.ranks import all_sum
-from impact_lightning.types import UserError
-
 from impact_lightning.sae.dead_latents import DeadLatents
 from impact_lightning.sae.reconstruction import Weights
+from impact_lightning.types import UserError
 
 
 class Objective(NamedTuple):

@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impact_lightning.types import UserError
-
 from impact_lightning.sae.codes import Codes
 from impact_lightning.sae.screen import ScreenName
 from impact_lightning.sae.selection import BatchTopKSelection, Scope, Selection
 from impact_lightning.sae.sparse_autoencoder import SparseSAE
+from impact_lightning.types import UserError
 
 DECAY = 0.99  # of the running mean of the cut
 

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from impact_lightning.ranks import all_sum, rank_and_world
-
 from impact_lightning.sae.reconstruction import DeadCodes, Weights
 
 

@@ -50,7 +50,7 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def measure(self, activations: Mapping[str, Tensor]) -> None:
         """Count a batch as inference sees it: codes above the threshold, activations in their own units."""
-        x, target = self.inputs(activations)
+        x, _ = self.inputs(activations)
         codes = self.sae.encode(x)
         scaling = self.target_scaling or self.scaling
         output = scaling.undo(self.sae.decode(codes, x))

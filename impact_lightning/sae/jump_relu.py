@@ -8,7 +8,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 from impact_lightning.ranks import all_sum, rank_and_world
-
 from impact_lightning.sae.dense_autoencoder import DenseSAE
 
 

@@ -1,8 +1,10 @@
 """Training of sparse autoencoders: several of them, of any kind, from one stream of activations."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from functools import partial
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -16,9 +18,12 @@ from impact_lightning.backbones import fingerprint
 from impact_lightning.ranks import all_sum
 from impact_lightning.results import Record
 from impact_lightning.sae.autoencoder import SAE, Objective
+from impact_lightning.sae.batch_topk import BatchTopK
 from impact_lightning.sae.dictionary import Dictionary, SAEFactory
+from impact_lightning.sae.export import describe
 from impact_lightning.sae.optimizer import DictionaryAdam
 from impact_lightning.sae.side_by_side import SideBySide
+from impact_lightning.sae.threshold import calibrate
 from impact_lightning.types import UserError
 
 MEASURES = ("fvu", "ev", "nmse_origin", "cosine", "l0", "dead")
@@ -56,6 +61,7 @@ class LitSAE(LightningModule):
         betas: Decay rates of Adam's two moments.
         max_norm: Clip the gradient of each dictionary to this norm.
         schedule: Course of the learning rate.
+        calibration_batches: Batches of the validation split, on each rank, by which the thresholds of inference are set.
     """
 
     unit = "tokens"  # of which the progress bar counts how many a second
@@ -71,6 +77,7 @@ class LitSAE(LightningModule):
         betas: tuple[float, float] = (0.9, 0.99),
         max_norm: float = 1.0,
         schedule: Schedule | None = None,
+        calibration_batches: int = 64,
     ) -> None:
         super().__init__()
         if not kinds:
@@ -86,6 +93,7 @@ class LitSAE(LightningModule):
         self.betas = betas
         self.max_norm = max_norm
         self.schedule = schedule or Schedule()
+        self.calibration_batches = calibration_batches
         self.dictionaries = nn.ModuleDict()
         self.names: dict[str, str] = {}  # a module's name may hold no dots, a site's does
         self.records: list[Record] = []
@@ -179,6 +187,21 @@ class LitSAE(LightningModule):
 
     # ---------------------------------------------------------------------------------------------- evaluation
 
+    def on_validation_epoch_start(self) -> None:
+        """Calibrate the thresholds of inference on held-out tokens, for this validation and for the checkpoint."""
+        if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
+            return
+        for _, dictionary in self._each():
+            if isinstance(dictionary.sae, BatchTopK):
+                calibrate(dictionary.sae, partial(self._held_out, dictionary))
+
+    def _held_out(self, dictionary: Dictionary) -> Iterator[Tensor]:
+        """Yield what a dictionary reads of the first validation batches of this rank, the same ones on every call."""
+        trainer: Any = self.trainer
+        for batch in islice(trainer.val_dataloaders, min(self.calibration_batches, trainer.num_val_batches[0])):
+            moved = trainer.strategy.batch_to_device(batch)
+            yield dictionary.inputs(moved.activations)[0]
+
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         """Measure one batch; before any training there is no threshold to measure with."""
         if self.trainer.sanity_checking:
@@ -225,8 +248,11 @@ class LitSAE(LightningModule):
             ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the seed."""
+        """Remember the seed, and what `export` has to know."""
         checkpoint["seed"] = self.seed
+        checkpoint["dictionaries"] = {
+            key: describe(dictionary, self.names[key]) for key, dictionary in self.dictionaries.items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is measured carries the seed of its training."""

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from impact_lightning.types import UserError
-
 from impact_lightning.sae.batch_topk import BatchTopK
+from impact_lightning.types import UserError
 
 SHARES = (1, 3, 7, 16)  # of 16: groups of 1/16, 1/8, 1/4 and 9/16 of the latents
 

@@ -70,10 +70,12 @@ class DictionaryAdam(Optimizer):
         state["step"] += 1
         beta1, beta2 = group["betas"]
         tensors = (weight, gradient, state["exp_avg"], state["exp_avg_sq"])
-        for rows, *rest in zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True):
+        for rows, slope, mean, square in zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True):
             torch._fused_adam_(
                 [rows],
-                *([part] for part in rest),
+                [slope],
+                [mean],
+                [square],
                 [],
                 [state["step"]],
                 lr=group["lr"],
@@ -97,7 +99,8 @@ def _project(weight: Tensor, gradient: Tensor) -> Tensor:
     for rows, part in zip(weight.split(CHUNK), gradient.split(CHUNK), strict=True):
         project(part, rows)
         norms.append(torch.linalg.vector_norm(part))
-    return torch.linalg.vector_norm(torch.stack(norms))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def project(gradient: Tensor, rows: Tensor) -> None:

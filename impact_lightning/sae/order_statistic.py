@@ -31,19 +31,28 @@ def nth_largest(bits: Tensor, n: int, all_sum: AllSum) -> Cut | None:
     """
     prefix, n_above, n_equal, n_found = 0, 0, 0, 0
     for shift in range(bits.element_size() * 8 - DIGIT, -1, -DIGIT):
-        digits = (bits >> shift).bitwise_and_(2**DIGIT - 1)
-        counts = all_sum(torch.bincount(digits, minlength=2**DIGIT))
-        from_top = counts.flip(0).cumsum(0)
-        n_found = n_found or int(from_top[-1])
+        counts = all_sum(digit_counts(bits, prefix, shift))
+        n_found = n_found or int(counts.sum())
         if n_found < n or n < 1:
             return None
-        place = int(torch.searchsorted(from_top, n - n_above))
-        digit = 2**DIGIT - 1 - place
-        n_equal = int(counts[digit])
-        n_above += int(from_top[place]) - n_equal
-        prefix = prefix << DIGIT | digit
-        bits = bits[digits == digit]
+        digit, larger, n_equal = place_of(counts, n - n_above)
+        n_above, prefix = n_above + larger, prefix << DIGIT | digit
     return Cut(prefix, n_above, n_equal, n_found)
+
+
+def digit_counts(bits: Tensor, prefix: int, shift: int) -> Tensor:
+    """Return how often each value of the digit at `shift` occurs in numbers whose higher bits are `prefix`."""
+    if shift + DIGIT < bits.element_size() * 8:  # else there are no higher bits
+        bits = bits[bits >> (shift + DIGIT) == prefix]
+    return torch.bincount((bits >> shift).bitwise_and_(2**DIGIT - 1), minlength=2**DIGIT)
+
+
+def place_of(counts: Tensor, n: int) -> tuple[int, int, int]:
+    """Return the digit of the n-th largest number, how many have a larger one, and how many have the same."""
+    from_top = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(from_top, n))
+    same = int(counts[-1 - place])
+    return len(counts) - 1 - place, int(from_top[place]) - same, same
 
 
 def float_bits(positive: Tensor) -> Tensor:

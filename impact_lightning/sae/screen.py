@@ -125,7 +125,9 @@ def _find(w: Tensor, x: Tensor, least: Tensor, compare_as: torch.dtype | None = 
     """
     n_rows, n_latents = len(x), len(w)
     kind = compare_as or x.dtype
-    tile = min(n_latents, max(64, TILE_BYTES.get(x.device.type, TILE_BYTES["cpu"]) // (x.element_size() * max(n_rows, 1))))
+    tile = min(
+        n_latents, max(64, TILE_BYTES.get(x.device.type, TILE_BYTES["cpu"]) // (x.element_size() * max(n_rows, 1)))
+    )
     buffer, hits = (_whole_words(tile * n_rows, x) for _ in range(2))
     flats, values = [], []
     for start in range(0, n_latents, tile):

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from impact_lightning.ranks import all_sum, rank_and_world
-
 from impact_lightning.sae.codes import Codes
 from impact_lightning.sae.order_statistic import AllSum, Cut, float_bits, float_of, nth_largest
 from impact_lightning.sae.screen import ScreenName, make_screen

@@ -63,7 +63,7 @@ class SparseSAE(SAE):
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return codes, `(..., D_in) -> (..., F)`: those of the batch's selection in training, else each token's own."""
+        """Return codes, `(..., D_in) -> (..., F)`: in training those of the batch's selection."""
         z = self.pre_activations(x)
         if not self.training:
             return self.activate(z)

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impact_lightning.types import UserError
-
 from impact_lightning.sae.codes import Codes
 from impact_lightning.sae.sparse_autoencoder import SparseSAE
+from impact_lightning.types import UserError
 
 TILE = 2**20  # pre-activations computed at once
 

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
-from impact_lightning.files import atomic_write, link_or_copy, refuse_flipped_bits
+from impact_lightning.files import atomic_write, link_or_copy, read_torch
 from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.types import UserError
 
@@ -37,7 +37,13 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint; nothing but plain data is unpickled."""
-        return read_checkpoint(Path(path), map_location)
+        content = read_torch(Path(path), map_location)
+        if Path(path).name == ".temp.ckpt":  # bare weights that Lightning's launchers pass between processes
+            return content
+        for key in ("state_dict", "pytorch-lightning_version"):
+            if key not in content:
+                raise UserError(f"{path} is no checkpoint of a run: it has no `{key}`")
+        return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint."""
@@ -53,23 +59,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(plain(item) for item in value)
     return str(value) if isinstance(value, Path) else value
-
-
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Return the content of a checkpoint file, or say what is wrong with it."""
-    try:
-        refuse_flipped_bits(path)
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise UserError(f"{path} is damaged or is no checkpoint ({type(error).__name__}: {error})") from error
-    if path.name == ".temp.ckpt":  # bare weights that Lightning's launchers pass between processes
-        return dict(content)
-    for key in ("state_dict", "pytorch-lightning_version"):
-        if not isinstance(content, dict) or key not in content:
-            raise UserError(f"{path} is no checkpoint of a run: it has no `{key}`")
-    return content
 
 
 class Checkpoint(CheckpointCallback):

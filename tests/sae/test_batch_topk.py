@@ -84,7 +84,7 @@ def test_two_steps_equal_two_dense_steps(screen: ScreenName) -> None:
             assert g is not None
             g -= (g * rows).sum(1, keepdim=True) * rows
             theirs.step()
-            rows /= rows.norm(dim=1, keepdim=True)
+            rows.div_(rows.norm(dim=1, keepdim=True))
     assert_all_close([*sae.parameters()], [*dense.parameters()], tolerance=1e-9)
 
 

@@ -11,6 +11,11 @@ from torch import Tensor
 from impact_lightning import cli
 from impact_lightning.backbones import Backbone
 from impact_lightning.results import read_results
+from impact_lightning.sae import BatchTopK, ReLU
+from impact_lightning.sae.export import export
+from impact_lightning.sae.saelens import read_saelens
+from impact_lightning.sae.scaling import Scaling
+from impact_lightning.types import UserError
 from tests.training.test_resume import in_a_process, killed_fit_of, on_two_ranks
 
 CONFIG = Path(__file__).parents[1] / "conf" / "sae.yaml"
@@ -109,3 +114,39 @@ def test_a_test_writes_records_of_every_dictionary(uninterrupted: Path, weights:
     assert len({record.of for record in records}) == 8
     assert {record.measure for record in records} == {"fvu", "ev", "nmse_origin", "cosine", "l0", "dead"}
     assert {record.n for record in records} == {16 * 5}  # four patches and a class token of each image
+
+
+def test_an_export_encodes_raw_activations_as_the_module_does(uninterrupted: Path, tmp_path: Path) -> None:
+    cli.main(["export", str(uninterrupted / "checkpoints" / "last.ckpt"), f"--out={tmp_path}"])
+    content = torch.load(uninterrupted / "checkpoints" / "last.ckpt", weights_only=True)
+    names = {description["name"]: key for key, description in content["dictionaries"].items()}
+    assert {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*/cfg.json")} == names.keys()
+    x = 3 * torch.randn(50, 24, generator=torch.Generator().manual_seed(0)) + 1
+    for name, key in names.items():
+        state = {n.removeprefix(f"dictionaries.{key}."): v for n, v in content["state_dict"].items() if key in n}
+        sae = (BatchTopK if "BatchTopK" in name else ReLU)(24, 48)
+        sae.load_state_dict({n.removeprefix("sae."): v for n, v in state.items() if n.startswith("sae.")})
+        sae.eval()  # in training BatchTopK selects over the batch
+        scaling = Scaling(24)
+        scaling.load_state_dict({"mean": state["scaling.mean"], "scale": state["scaling.scale"]})
+        codes = sae.encode(scaling(x))
+        exported = read_saelens(tmp_path / name)
+        torch.testing.assert_close(
+            exported.decode(exported.encode(x)), scaling.undo(sae.decode(codes)), rtol=1e-4, atol=1e-5
+        )
+        assert torch.equal(exported.encode(x) > 0, codes > 0)
+
+
+def test_a_checkpoint_without_dictionaries_is_not_exported(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="no dictionaries"):
+        export(tmp_path / "other.ckpt", out=tmp_path)
+
+
+def test_the_held_out_l0_of_batch_topk_is_k(uninterrupted: Path) -> None:
+    with (uninterrupted / "logs" / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/blocks.1.resid_post/0-BatchTopK-x2-s0/l0"]]
+    assert len(rows) == 2
+    for row in rows:
+        l0 = float(row["val/blocks.1.resid_post/0-BatchTopK-x2-s0/l0"])
+        assert l0 == pytest.approx(3, abs=1 / 80)  # 80 tokens, all of them calibrate

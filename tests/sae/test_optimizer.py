@@ -1,6 +1,7 @@
 """A step of `DictionaryAdam` is project, clip, Adam and unit rows, and resumes bit for bit."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,8 @@ def with_gradients(leaves: list[Tensor], step: int, scale: float = 1.0) -> None:
 
 
 def optimizer_of(leaves: list[Tensor], max_norm: float | None = 1.0) -> DictionaryAdam:
-    return DictionaryAdam(
-        [{"params": leaves[:1], "unit_rows": True}, {"params": leaves[1:]}], lr=0.01, max_norm=max_norm
-    )
+    groups: list[dict[str, Any]] = [{"params": leaves[:1], "unit_rows": True}, {"params": leaves[1:]}]
+    return DictionaryAdam(groups, lr=0.01, max_norm=max_norm)
 
 
 @pytest.mark.parametrize("max_norm", [None, 1.0, 1e6])
@@ -43,7 +43,7 @@ def test_three_steps_equal_three_manual_steps(max_norm: float | None) -> None:
             norm = torch.cat([leaf.grad.flatten() for leaf in theirs if leaf.grad is not None]).norm()
             if max_norm is not None and norm > max_norm:
                 for leaf in theirs:
-                    leaf.grad *= max_norm / norm  # type: ignore[operator]
+                    leaf.grad *= max_norm / norm
             adam.step()
             rows /= rows.norm(dim=1, keepdim=True)
         assert optimizer.gradient_norm is not None

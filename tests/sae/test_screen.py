@@ -58,7 +58,7 @@ def test_the_bound_of_the_rounded_screen_holds_for_every_entry() -> None:
     z, z_rounded = x.double() @ w.double().T + b.double(), (x_rounded @ rounded.T).double()
     allowed = error.double()[:, None] + screen.UNIT * z_rounded.abs()
     assert bool(((z - z_rounded).abs() <= allowed).all())
-    assert bool(((z - z_rounded).abs().amax() > 0.02 * allowed.amax()))  # and is not absurdly wide
+    assert bool((z - z_rounded).abs().amax() > 0.02 * allowed.amax())  # and is not absurdly wide
 
 
 def test_rounding_down_never_rounds_up() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from impact_lightning.training.checkpoint import AtomicCheckpointIO, plain, read_checkpoint
+from impact_lightning.files import read_torch
+from impact_lightning.training.checkpoint import AtomicCheckpointIO, plain
 from impact_lightning.types import UserError
 
 LIGHTNING = {"pytorch-lightning_version": "2.6"}
@@ -48,16 +49,16 @@ def test_a_full_disk_leaves_the_former_checkpoint(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match=r"No space left.*former checkpoint is intact"):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
     monkeypatch.undo()
-    assert torch.equal(read_checkpoint(path)["state_dict"]["w"], torch.ones(2))
+    assert torch.equal(read_torch(path)["state_dict"]["w"], torch.ones(2))
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_a_missing_file_and_a_file_without_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such checkpoint"):
-        read_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="no such file"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="no `state_dict`"):
-        read_checkpoint(tmp_path / "other.ckpt")
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "other.ckpt")
 
 
 def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
@@ -67,4 +68,4 @@ def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="checksum"):
-        read_checkpoint(path)
+        AtomicCheckpointIO().load_checkpoint(path)
