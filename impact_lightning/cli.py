@@ -197,9 +197,14 @@ class CLI(LightningCLI):
         if speed.samples:
             said[0] += f" at {speed.per_second * trainer.world_size:,.0f} {unit(self.model)}/s"
             said.append(f"{speed.data_wait:.1%} waiting for data")
-        said += [f"{name} {value:.4f}" for name, value in sorted(scores.items())]
+        if len(scores) <= 4:
+            said += [f"{name} {value:.4f}" for name, value in sorted(scores.items())]
         logs = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
         print("\n" + ", ".join(said))
+        if len(scores) > 4:  # several models in one fit: a line each
+            for group in sorted({name.rpartition("/")[0] for name in scores}):
+                values = {name: value for name, value in sorted(scores.items()) if name.rpartition("/")[0] == group}
+                print(f"  {group}  " + "  ".join(f"{name.rpartition('/')[2]} {v:.4f}" for name, v in values.items()))
         print(f"  checkpoint  {checkpoint_dir(str(self.folder))}/last.ckpt")
         print(f"  logs        {logs or ', '.join(type(logger).__name__ for logger in trainer.loggers) or 'none'}")
         print(f"  config      {self.folder}/fit.yaml")

@@ -15,11 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_activations import extract_speed, shards
 from bench_images import images
+from bench_sae import sae
 from bench_scenes import scenes
 from bench_taps import taps
 
-BENCHMARKS: dict[str, Callable[..., Sequence[Mapping[str, Any]]]] = {"taps": taps, "images": images, "scenes": scenes}
+BENCHMARKS: dict[str, Callable[..., Mapping[str, Any] | Sequence[Mapping[str, Any]]]] = {
+    "taps": taps,
+    "images": images,
+    "scenes": scenes,
+    "extract": extract_speed,
+    "shards": shards,
+    "sae": sae,
+}
 
 
 def machine() -> dict[str, Any]:
@@ -42,7 +51,9 @@ def main() -> None:
             verb.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
     options = vars(parser.parse_args())
     name, as_json = options.pop("name"), options.pop("json")
-    parts = [{**part, "setup": {**machine(), **part.get("setup", {})}} for part in BENCHMARKS[name](**options)]
+    measured = BENCHMARKS[name](**options)
+    measured = [measured] if isinstance(measured, Mapping) else measured
+    parts = [{**part, "setup": {**machine(), **part.get("setup", {})}} for part in measured]
     if as_json:
         print(json.dumps({**parts[0], **({"parts": parts} if len(parts) > 1 else {})}))
         return

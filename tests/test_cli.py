@@ -8,7 +8,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
+from impact_lightning.backbones import Backbone
 from impact_lightning.cli import main
 from impact_lightning.results import read_results
 
@@ -175,12 +177,23 @@ def test_every_recipe_of_a_classifier_runs(
 def test_every_recipe_of_dictionaries_runs(
     recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    small = Backbone("vit_tiny_patch16_224", model_args=yaml.safe_load(SMALL), num_classes=2).build()
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
     main(
         [
             *("fit", f"--config={ROOT / recipe}", f"--dir={tmp_path}", *ON_CPU, "--trainer.enable_progress_bar=false"),
             *("--trainer.max_steps=2", "--trainer.max_epochs=1", "--trainer.limit_val_batches=1"),
-            *("--trainer.val_check_interval=1", "--data.sites=[blocks.1.resid_post]", "--data.backbone.weights=null"),
-            *(f"--data.backbone.model_args={SMALL}", "--data.batch_size=8", "--data.image_batch_size=4"),
+            *(
+                "--trainer.val_check_interval=1",
+                "--data.sites=[blocks.1.resid_post]",
+                f"--data.backbone.weights={tmp_path / 'small.safetensors'}",
+            ),
+            *(
+                f"--data.backbone.model_args={SMALL}",
+                "--data.backbone.num_classes=2",
+                "--data.batch_size=8",
+                "--data.image_batch_size=4",
+            ),
             *("--data.buffer_images=8", *what_a_recipe_leaves_open(recipe, pictures)),
         ]
     )

@@ -61,7 +61,7 @@ class LitSAE(LightningModule):
         betas: Decay rates of Adam's two moments.
         max_norm: Clip the gradient of each dictionary to this norm.
         schedule: Course of the learning rate.
-        calibration_batches: Batches of the validation split, on each rank, by which the thresholds of inference are set.
+        calibration_batches: Batches of the validation split, on each rank, that set the thresholds of inference.
     """
 
     unit = "tokens"  # of which the progress bar counts how many a second

@@ -5,13 +5,12 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from impact_lightning.sae.codes import Codes, codes_from_flat
-from impact_lightning.sae.product import product
+from impact_lightning.sae.codes import Codes
+from impact_lightning.sae.product import products_above
 from impact_lightning.sae.sparse import row_dots
 
 ScreenName = Literal["fp32", "bf16"]
 
-TILE_BYTES = {"cpu": 2**22, "cuda": 2**30}  # on a CPU a tile stays in cache between product and comparison
 UNIT = 2.0**-8  # half the distance between neighbouring bfloat16 numbers, relative
 CHUNK = 1024  # rows of the encoder that are rounded and measured while they are in cache
 
@@ -42,8 +41,8 @@ class DirectScreen:
         """See `Screen.above`."""
         # Adding the bias to candidates only spares a pass. 2⁻²⁰ covers the rounding of both sides of the comparison.
         least = (floor - b_enc - 2.0**-20 * (floor + b_enc.abs()))[:, None]  # (F, 1)
-        found = _find(w_enc, x, least)
-        return _above(found, found.values + b_enc.index_select(0, found.latents), floor)
+        found = products_above(w_enc, x, least)
+        return _refine(found, found.values + b_enc.index_select(0, found.latents), floor)
 
 
 class RoundedScreen:
@@ -65,9 +64,9 @@ class RoundedScreen:
         least = _round_down(torch.where(least > 0, least / (1 + UNIT), least / (1 - UNIT)))[None]  # (1, B)
         # Positive floats order like their bits, and comparing integers is faster.
         kind = torch.int16 if bool((least > 0).all()) else torch.bfloat16
-        found = _find(w, x_rounded, least, kind)
+        found = products_above(w, x_rounded, least, kind)
         exact = row_dots(w_enc, found.latents, x, found.rows)
-        return _above(found, exact.add_(b_enc.index_select(0, found.latents)), floor)
+        return _refine(found, exact.add_(b_enc.index_select(0, found.latents)), floor)
 
     def _round_encoder(self, w_enc: Tensor, b_enc: Tensor) -> "tuple[Tensor, _Bounds]":
         """Return the rounded encoder with its two bias columns, `(F, D + 2)`, and the largest errors of its rows."""
@@ -114,54 +113,6 @@ def _round_down(x: Tensor) -> Tensor:
     return torch.where(rounded > x, torch.nextafter(rounded, torch.full_like(rounded, -torch.inf)), rounded)
 
 
-def _find(w: Tensor, x: Tensor, least: Tensor, compare_as: torch.dtype | None = None) -> Codes:
-    """Return the entries of `w @ x.T` above `least`, which has the shape of a row or of a column.
-
-    Args:
-        w: Encoder `(F, D)`.
-        x: Inputs `(B, D)`.
-        least: Strict lower bounds, `(1, B)` or `(F, 1)`.
-        compare_as: Compare the bits as another type.
-    """
-    n_rows, n_latents = len(x), len(w)
-    kind = compare_as or x.dtype
-    tile = min(
-        n_latents, max(64, TILE_BYTES.get(x.device.type, TILE_BYTES["cpu"]) // (x.element_size() * max(n_rows, 1)))
-    )
-    buffer, hits = (_whole_words(tile * n_rows, x) for _ in range(2))
-    flats, values = [], []
-    for start in range(0, n_latents, tile):
-        part = w[start : start + tile]
-        size = len(part) * n_rows
-        z = product(part, x, out=buffer[:size].view(len(part), n_rows))  # (tile, B): latents are rows
-        bound = least if len(least) == 1 else least[start : start + tile]
-        # Comparing into the same type is several times faster than comparing into bool.
-        torch.gt(z.view(kind), bound.view(kind), out=hits[:size].view(kind).view(z.shape))
-        flat = _non_zero(hits, size)
-        values.append(z.view(-1).index_select(0, flat))
-        flats.append(flat.add_(start * n_rows))
-    return codes_from_flat(torch.cat(flats), torch.cat(values), n_rows)
-
-
-def _above(found: Codes, values: Tensor, floor: float) -> Codes:
+def _refine(found: Codes, values: Tensor, floor: float) -> Codes:
+    """Return those of the entries whose exact values are above the floor."""
     return found._replace(values=values).take((values > floor).nonzero().squeeze(1))
-
-
-def _whole_words(size: int, like: Tensor) -> Tensor:
-    """Return memory for `size` entries, filled up to whole words of eight bytes."""
-    per_word = 8 // like.element_size()
-    return like.new_empty(-(-size // per_word) * per_word)
-
-
-def _non_zero(x: Tensor, size: int) -> Tensor:
-    """Return the ascending positions of non-zeros among the first `size` entries of whole words.
-
-    They are rare: looking for words that hold one first takes a third of the time of `nonzero`.
-    """
-    shift = {1: 3, 2: 2, 4: 1, 8: 0}[x.element_size()]
-    end = -(-size >> shift) << shift
-    x[size:end] = 0
-    words = x[:end].view(torch.int64)
-    hit = words.nonzero().squeeze(1)
-    inside = words.index_select(0, hit).view(x.dtype).nonzero().squeeze(1)
-    return hit.index_select(0, inside >> shift).bitwise_left_shift_(shift).add_(inside.bitwise_and_((1 << shift) - 1))

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from impact_lightning.sae import triton_kernels
+
 CHUNK = 1024  # segments per call: a chunk is copied to its place while it is still in cache
 
 
@@ -20,6 +22,8 @@ def weighted_rows(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor, o
         weights: Weight of each entry, `(M,)`.
         out: Where to write `(S, D)`; fresh memory costs a page fault every 4 KB, more than the sum itself.
     """
+    if table.is_cuda and triton_kernels.are_available():
+        return triton_kernels.weighted_rows(table, ids, bounds, weights, out)
     if out is None:
         return _bag(table, ids, bounds, weights)
     edges = [*bounds[::CHUNK].tolist(), ids.numel()]
@@ -34,6 +38,8 @@ def row_dots(a: Tensor, a_ids: Tensor, b: Tensor, b_ids: Tensor) -> Tensor:
 
     Fast where `a_ids` ascends, so that the larger table is read once and in order.
     """
+    if a.is_cuda and triton_kernels.are_available():
+        return triton_kernels.row_dots(a, a_ids, b, b_ids)
     # embedding_bag's own gradient with respect to its weights: gathers nothing, unlike (a[i] * b[j]).sum(-1).
     unused = a_ids.new_zeros(1)
     dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(a, b, b_ids, unused, a_ids, 0)

@@ -1,70 +1,91 @@
-"""Kernels for CUDA devices; importing this imports Triton, so it is imported where a CUDA tensor arrives.
+"""Kernels for CUDA devices.
 
 Each does what its namesake in plain PyTorch does, in the same order, without atomics: results do not change from run to
 run.
 """
+# ruff: noqa: ANN001, ANN201, ANN202 (the arguments of a kernel are pointers, whose types Triton finds)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, ignore-missing-imports
+
+from __future__ import annotations  # Triton's types are not evaluated where it is not installed
+
+from importlib.util import find_spec
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-WIDTH = 128  # columns of a program
+try:
+    import triton
+    import triton.language as tl
+    from triton import jit
+except ImportError:  # it comes with PyTorch for CUDA, and only tensors on such devices get here
+
+    def jit(kernel):
+        """Leave a kernel alone that nobody will call."""
+        return kernel
+
+
+def are_available() -> bool:
+    """Return whether Triton is installed."""
+    return find_spec("triton") is not None
+
+
+COLUMNS = 128  # that one program sums
 ENTRIES = 1024  # of a dense tile that one program looks through
 
 
-@triton.jit
-def weighted_rows_kernel(table, ids, bounds, weights, out, n_columns, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, N803, E501
-    """Sum one segment's weighted rows over a block of columns."""
+@jit
+def weighted_rows_kernel(table, ids, bounds, weights, out, width, COLUMNS: tl.constexpr):
+    """Sum one segment's weighted rows over some columns."""
     segment = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = columns < n_columns
-    total = tl.zeros((WIDTH,), dtype=out.dtype.element_ty)
-    begin, end = tl.load(bounds + segment), tl.load(bounds + segment + 1)
-    for entry in range(begin, end):
-        row = tl.load(table + tl.load(ids + entry) * n_columns + columns, mask=inside, other=0.0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < width
+    total = tl.zeros((COLUMNS,), dtype=out.dtype.element_ty)
+    for entry in range(tl.load(bounds + segment), tl.load(bounds + segment + 1)):
+        row = tl.load(table + tl.load(ids + entry) * width + columns, mask=inside, other=0.0)
         total += tl.load(weights + entry) * row
-    tl.store(out + segment * n_columns + columns, total, mask=inside)
+    tl.store(out + segment * width + columns, total, mask=inside)
 
 
-@triton.jit
-def row_dots_kernel(a, a_ids, b, b_ids, out, n_columns, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, N803, E501
+@jit
+def row_dots_kernel(a, a_ids, b, b_ids, out, width, COLUMNS: tl.constexpr):
     """Multiply one pair of rows."""
     entry = tl.program_id(0).to(tl.int64)
-    a_row, b_row = tl.load(a_ids + entry) * n_columns, tl.load(b_ids + entry) * n_columns
-    total = tl.zeros((WIDTH,), dtype=out.dtype.element_ty)
-    for begin in range(0, n_columns, WIDTH):
-        columns = begin + tl.arange(0, WIDTH)
-        inside = columns < n_columns
-        left = tl.load(a + a_row + columns, mask=inside, other=0.0)
-        total += left * tl.load(b + b_row + columns, mask=inside, other=0.0)
+    a_row, b_row = a + tl.load(a_ids + entry) * width, b + tl.load(b_ids + entry) * width
+    total = tl.zeros((COLUMNS,), dtype=out.dtype.element_ty)
+    for begin in range(0, width, COLUMNS):
+        columns = begin + tl.arange(0, COLUMNS)
+        left = tl.load(a_row + columns, mask=columns < width, other=0.0)
+        total += left * tl.load(b_row + columns, mask=columns < width, other=0.0)
     tl.store(out + entry, tl.sum(total, axis=0))
 
 
-@triton.jit
-def count_above_kernel(z, least, counts, size, n_rows, PER_ROW: tl.constexpr, ENTRIES: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, N803, E501
+@jit
+def _load_block(z, least, size, n_rows, PER_ROW: tl.constexpr, ENTRIES: tl.constexpr):
+    """Return the places of a block, its entries, and which of them exceed their bounds."""
+    places = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    inside = places < size
+    bound = tl.load(least + (places % n_rows if PER_ROW else places // n_rows), mask=inside, other=0.0)
+    entries = tl.load(z + places, mask=inside, other=0.0)
+    if z.dtype.element_ty == tl.bfloat16:  # the interpreter compares its bits (Triton 3.9)
+        return places, entries, (entries.to(tl.float32) > bound.to(tl.float32)) & inside
+    return places, entries, (entries > bound) & inside
+
+
+@jit
+def count_above_kernel(z, least, counts, size, n_rows, PER_ROW: tl.constexpr, ENTRIES: tl.constexpr):
     """Count the entries of a block that exceed their bounds."""
-    block = tl.program_id(0).to(tl.int64)
-    places = block * ENTRIES + tl.arange(0, ENTRIES)
-    inside = places < size
-    bound = tl.load(least + (places % n_rows if PER_ROW else places // n_rows), mask=inside, other=0.0)
-    above = (tl.load(z + places, mask=inside, other=0.0) > bound) & inside
-    tl.store(counts + block, tl.sum(above.to(tl.int32), axis=0))
+    _, _, above = _load_block(z, least, size, n_rows, PER_ROW, ENTRIES)
+    tl.store(counts + tl.program_id(0), tl.sum(above.to(tl.int32), axis=0))
 
 
-@triton.jit
-def write_above_kernel(z, least, ends, found, values, size, n_rows, PER_ROW: tl.constexpr, ENTRIES: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, N803, E501
-    """Write places and values of the entries that exceed their bounds, in order, before the block's end."""
-    block = tl.program_id(0).to(tl.int64)
-    places = block * ENTRIES + tl.arange(0, ENTRIES)
-    inside = places < size
-    bound = tl.load(least + (places % n_rows if PER_ROW else places // n_rows), mask=inside, other=0.0)
-    entry = tl.load(z + places, mask=inside, other=0.0)
-    above = (entry > bound) & inside
-    rank = tl.cumsum(above.to(tl.int32), axis=0)  # from 1
-    slot = tl.load(ends + block) - tl.sum(above.to(tl.int32), axis=0) + rank - 1
-    tl.store(found + slot, places, mask=above)
-    tl.store(values + slot, entry, mask=above)
+@jit
+def write_above_kernel(z, least, ends, found, values, size, n_rows, PER_ROW: tl.constexpr, ENTRIES: tl.constexpr):
+    """Write the places and values of those entries, in order, so that the block's last one stands at its end."""
+    places, entries, above = _load_block(z, least, size, n_rows, PER_ROW, ENTRIES)
+    n_so_far = tl.cumsum(above.to(tl.int64), axis=0)
+    slots = tl.load(ends + tl.program_id(0)) - tl.sum(above.to(tl.int64), axis=0) + n_so_far - 1
+    tl.store(found + slots, places, mask=above)
+    tl.store(values + slots, entries, mask=above)
 
 
 def weighted_rows(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
@@ -72,8 +93,8 @@ def weighted_rows(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor, o
     table, n_segments, width = table.contiguous(), len(bounds) - 1, table.shape[1]
     out = table.new_empty(n_segments, width) if out is None else out
     if out.numel():
-        grid = (n_segments, triton.cdiv(width, WIDTH))
-        weighted_rows_kernel[grid](table, ids, bounds, weights, out, width, WIDTH=WIDTH)
+        grid = (n_segments, triton.cdiv(width, COLUMNS))
+        weighted_rows_kernel[grid](table, ids, bounds, weights, out, width, COLUMNS=COLUMNS)
     return out
 
 
@@ -81,26 +102,29 @@ def row_dots(a: Tensor, a_ids: Tensor, b: Tensor, b_ids: Tensor) -> Tensor:
     """See `sparse.row_dots`."""
     out = a.new_empty(len(a_ids))
     if len(out):
-        row_dots_kernel[(len(out),)](a.contiguous(), a_ids, b.contiguous(), b_ids, out, a.shape[1], WIDTH=WIDTH)
+        row_dots_kernel[(len(out),)](a.contiguous(), a_ids, b.contiguous(), b_ids, out, a.shape[1], COLUMNS=COLUMNS)
     return out
 
 
 def entries_above(z: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ascending flat positions of the entries of `z` above `least`, and their values.
+    """Return the ascending flat places of the entries of `z` above `least`, and their values.
+
+    Counting first and writing then costs a second look, and saves atomics, sorting, and a guess of how many there are.
 
     Args:
         z: A tile, `(T, B)`, contiguous.
         least: Strict lower bounds, `(1, B)` or `(T, 1)`.
     """
-    n_blocks, n_rows = triton.cdiv(z.numel(), ENTRIES), z.shape[1]
-    options = {"PER_ROW": len(least) == 1 and len(z) != 1, "ENTRIES": ENTRIES}
-    counts = torch.zeros(n_blocks, dtype=torch.int64, device=z.device)
-    if n_blocks:
-        least = least.contiguous() if options["PER_ROW"] else least.expand(len(z), least.shape[1]).contiguous()
-        count_above_kernel[(n_blocks,)](z, least, counts, z.numel(), n_rows, **options)
+    n_rows = z.shape[1]
+    counts = torch.zeros(triton.cdiv(z.numel(), ENTRIES), dtype=torch.int64, device=z.device)
+    per_row = least.shape == (1, n_rows)
+    tile = (z, least.contiguous())
+    if len(counts):
+        count_above_kernel[(len(counts),)](*tile, counts, z.numel(), n_rows, PER_ROW=per_row, ENTRIES=ENTRIES)
     ends = counts.cumsum(0)
-    found = counts.new_empty(int(ends[-1]) if n_blocks else 0)
+    found = counts.new_empty(int(counts.sum()))
     values = z.new_empty(len(found))
     if len(found):
-        write_above_kernel[(n_blocks,)](z, least, ends, found, values, z.numel(), n_rows, **options)
+        grid = (len(counts),)
+        write_above_kernel[grid](*tile, ends, found, values, z.numel(), n_rows, PER_ROW=per_row, ENTRIES=ENTRIES)
     return found, values
