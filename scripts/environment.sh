@@ -1,11 +1,10 @@
 # Sourced by the other scripts: makes .venv and installs the project, once for each state of pyproject.toml.
 # usage: environment EXTRA...   (extras of pyproject.toml, such as dev)
 environment() {
-    local stamp=.venv/.installed wanted
-    wanted="$(sha256sum pyproject.toml scripts/environment.sh | sha256sum | cut -c1-16) $*"
+    local stamp=".venv/.installed-${*:-base}" wanted
+    wanted="$(sha256sum pyproject.toml scripts/environment.sh)"
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
-    # The environment is built under another name's stamp: a killed installation is repeated, not trusted.
-    rm -f "$stamp"
+    rm -f "$stamp" # a killed installation is repeated, not trusted
     local extras="${*:+[$(IFS=,; echo "$*")]}"
     if command -v uv >/dev/null; then
         [ -x .venv/bin/python ] || uv venv --quiet --python ">=3.11" .venv
