@@ -42,7 +42,7 @@ def sae(
     try:
         torch.manual_seed(0)
         model = BatchTopK(d_in, latents, k=k, screen=screen)
-        model.reuse_gradient_memory()
+        model.take_shortcuts()
         optimizer = DictionaryAdam(model.parameter_groups())
         batches = [torch.randn(batch, d_in) for _ in range(N_BATCHES)]
         product = torch.empty(batch, latents)

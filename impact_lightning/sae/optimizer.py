@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from impact_lightning.sae.sparse import row_dots
+from impact_lightning.sae.unit_rows import project, renormalise
 
-CHUNK = 1024  # rows that go through all parts of a pass while they are in cache
+CHUNK = 2048  # rows that go through all parts of a pass while they are in cache
 
 
 class DictionaryAdam(Optimizer):
@@ -20,7 +20,8 @@ class DictionaryAdam(Optimizer):
     decay.
 
     Args:
-        params: Parameters, or groups of them. A group may say `unit_rows` (rows of unit length) or `non_negative`.
+        params: Parameters, or groups of them. A group may say `unit_rows` (rows of unit length), `projected` (their
+            gradients come without a part along the rows) or `non_negative`.
         lr: Learning rate.
         betas: Decay of the two moments.
         eps: Added to the root of the second moment.
@@ -37,7 +38,8 @@ class DictionaryAdam(Optimizer):
         eps: float = 1e-8,
         max_norm: float | None = 1.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_rows": False, "non_negative": False})
+        kinds = dict.fromkeys(("unit_rows", "projected", "non_negative"), False)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, **kinds})
         self.max_norm = max_norm
 
     @overload
@@ -54,7 +56,10 @@ class DictionaryAdam(Optimizer):
         work = [(w, w.grad, group) for group in self.param_groups for w in group["params"] if w.grad is not None]
         if not work:
             return loss
-        norms = [_project(w, g) if group["unit_rows"] else torch.linalg.vector_norm(g) for w, g, group in work]
+        for weight, gradient, group in work:
+            if group["unit_rows"] and not group["projected"]:
+                project(gradient, weight)
+        norms = torch._foreach_norm([gradient for _, gradient, _ in work])
         self.gradient_norm = torch.linalg.vector_norm(torch.stack(norms))
         # The kernel divides gradients by this number on the fly: clipping without a pass of its own.
         scale = None if self.max_norm is None else (self.gradient_norm / self.max_norm).clamp_(min=1).float()
@@ -91,25 +96,3 @@ class DictionaryAdam(Optimizer):
                 renormalise(rows)
             if group["non_negative"]:
                 rows.clamp_(min=0)
-
-
-def _project(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Project the gradient of unit rows in place, and return its norm."""
-    norms = []
-    for rows, part in zip(weight.split(CHUNK), gradient.split(CHUNK), strict=True):
-        project(part, rows)
-        norms.append(torch.linalg.vector_norm(part))
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return norm
-
-
-def project(gradient: Tensor, rows: Tensor) -> None:
-    """Remove from each row of `gradient` its part along the unit row of `rows`, in place: `g −= ⟨g, d⟩ d`."""
-    each = torch.arange(len(rows), device=rows.device)
-    gradient.addcmul_(rows, row_dots(gradient, each, rows, each)[:, None], value=-1)
-
-
-def renormalise(rows: Tensor) -> None:
-    """Give every row unit length, in place; a row of zeros stays."""
-    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    rows.div_(torch.where(length > 0, length, 1))

@@ -9,7 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from impact_lightning.sae.codes import Codes, bounds
 from impact_lightning.sae.gradient_memory import GradientMemory
-from impact_lightning.sae.sparse import row_dots, segment_sums, weighted_rows
+from impact_lightning.sae.sparse import Less, row_dots, segment_sums, weighted_rows, write_weighted_rows
+from impact_lightning.sae.unit_rows import project
 
 
 class Weights(NamedTuple):
@@ -34,18 +35,21 @@ class Layout:
     """How a reconstruction is laid out.
 
     Args:
-        centred: Whether `b_dec` is subtracted from the input, as autoencoders do and transcoders do not.
+        centred: The input without `b_dec`, `(B, D_in)`, or None where that is not subtracted, as in transcoders.
         prefixes: Ascending widths; one reconstruction is made from the latents below each. The last is all latents.
         memory: Where weight gradients are written, or None for fresh memory.
+        tangent: Whether to leave out of the gradient of each row of `w_dec` its part along the row, of unit length.
+            It costs nothing here, `⟨∂loss/∂d_j, d_j⟩ = Σ v_i ⟨g_i, d_j⟩`, and a pass elsewhere.
     """
 
-    centred: bool
+    centred: Tensor | None
     prefixes: tuple[int, ...]
     memory: GradientMemory | None = None
+    tangent: bool = False
 
-    def room(self, name: str, weight: Tensor) -> Tensor | None:
-        """Return memory for the gradient of a weight, if there is some to reuse."""
-        return None if self.memory is None else self.memory.room(name, weight)
+    def room(self, name: str, weight: Tensor) -> Tensor:
+        """Return memory for the gradient of a weight."""
+        return torch.empty_like(weight) if self.memory is None else self.memory.room(name, weight)
 
 
 class Reconstruction(NamedTuple):
@@ -81,7 +85,7 @@ class _Reconstruct(torch.autograd.Function):
         dead: DeadCodes | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n_rows, n_groups = len(x), len(layout.prefixes)
-        xc = x - b_dec if layout.centred else x
+        xc = x if layout.centred is None else layout.centred
         # Row r as seen by group g stands in row g·B + r of the tables below.
         slots = codes.rows
         if n_groups > 1:
@@ -112,20 +116,24 @@ class _Reconstruct(torch.autograd.Function):
         seen = seen.reshape(-1, w_dec.shape[1])  # (G, B, D_out) -> (G·B, D_out)
 
         d_values = row_dots(w_dec, latents, seen, slots)
+        by_latent = bounds(latents, len(w_enc))
+        radial = Less(w_dec, segment_sums(values * d_values, by_latent)) if layout.tangent else None
         if g_values is not None:
             d_values = d_values + g_values
-        by_latent = bounds(latents, len(w_enc))
         d_b_enc = segment_sums(d_values, by_latent)
-        d_w_dec = weighted_rows(seen, slots, by_latent, values, out=layout.room("w_dec", w_dec))
-        d_w_enc = weighted_rows(xc, rows, by_latent, d_values, out=layout.room("w_enc", w_enc))
+        d_w_dec = write_weighted_rows(layout.room("w_dec", w_dec), seen, slots, by_latent, values, less=radial)
+        d_w_enc = write_weighted_rows(layout.room("w_enc", w_enc), xc, rows, by_latent, d_values)
         dead = DeadCodes(*rest) if rest else None
         if dead and g_dead is not None:
             d_z = (g_dead @ w_dec[dead.latents].T).mul_(dead.chosen)  # (B, n)
-            d_w_dec.index_add_(0, dead.latents, dead.values.T @ g_dead)
+            d_rows = dead.values.T @ g_dead  # (n, D_out)
+            if layout.tangent:
+                project(d_rows, w_dec[dead.latents])
+            d_w_dec.index_add_(0, dead.latents, d_rows)
             d_w_enc.index_add_(0, dead.latents, d_z.T @ xc)
             d_b_enc.index_add_(0, dead.latents, d_z.sum(0))
         d_b_dec = g_outputs.sum((0, 1))
-        if layout.centred:
+        if layout.centred is not None:
             d_b_dec -= d_b_enc @ w_enc  # = −Σ_rows ∂loss/∂xc, as a matrix-vector product
         d_x = None
         if ctx.needs_input_grad[0]:

@@ -1,5 +1,7 @@
 """Linear algebra on sparse codes: sums of weighted rows, dot products of pairs of rows, sums over segments."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,14 @@ from impact_lightning.sae import triton_kernels
 CHUNK = 1024  # segments per call: a chunk is copied to its place while it is still in cache
 
 
-def weighted_rows(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
+class Less(NamedTuple):
+    """What to take off sums: `parts[s] · rows[s]`."""
+
+    rows: Tensor  # (S, D)
+    parts: Tensor  # (S,)
+
+
+def weighted_rows(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor) -> Tensor:
     """Return `out[s] = Σ weights[i] · table[ids[i]]` over `bounds[s] <= i < bounds[s + 1]`.
 
     Decoding is this over the rows of a batch, and both weight gradients are this over latents: parallel over segments,
@@ -20,16 +29,28 @@ def weighted_rows(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor, o
         ids: Which row each entry takes, `(M,)`.
         bounds: Where each segment begins, and the last one's end, `(S + 1,)`.
         weights: Weight of each entry, `(M,)`.
-        out: Where to write `(S, D)`; fresh memory costs a page fault every 4 KB, more than the sum itself.
     """
     if table.is_cuda and triton_kernels.are_available():
-        return triton_kernels.weighted_rows(table, ids, bounds, weights, out)
-    if out is None:
-        return _bag(table, ids, bounds, weights)
-    edges = [*bounds[::CHUNK].tolist(), ids.numel()]
-    for chunk, (part, begin, end) in enumerate(zip(out.split(CHUNK), edges, edges[1:], strict=False)):
-        local = bounds[chunk * CHUNK : chunk * CHUNK + len(part) + 1] - begin
-        part.copy_(_bag(table, ids[begin:end], local, weights[begin:end]))
+        return triton_kernels.weighted_rows(table, ids, bounds, weights)
+    return F.embedding_bag(ids, table, bounds, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def write_weighted_rows(
+    out: Tensor, table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor, less: Less | None = None
+) -> Tensor:
+    """Write `weighted_rows`, minus something that is taken off in the same pass, to `out`, `(S, D)`, and return it."""
+    if table.is_cuda and triton_kernels.are_available():
+        triton_kernels.weighted_rows(table, ids, bounds, weights, out)
+        return out if less is None else out.addcmul_(less.rows, less.parts[:, None], value=-1)
+    edges = [*bounds[::CHUNK].tolist(), len(ids)]
+    for begin, end, start in zip(edges, edges[1:], range(0, len(out), CHUNK), strict=False):
+        chunk = slice(start, start + CHUNK)
+        ends = bounds[start : start + CHUNK + 1] - begin
+        sums = weighted_rows(table, ids[begin:end], ends, weights[begin:end])
+        if less is None:
+            out[chunk] = sums
+        else:
+            torch.addcmul(sums, less.rows[chunk], less.parts[chunk, None], value=-1, out=out[chunk])
     return out
 
 
@@ -49,7 +70,3 @@ def row_dots(a: Tensor, a_ids: Tensor, b: Tensor, b_ids: Tensor) -> Tensor:
 def segment_sums(values: Tensor, bounds: Tensor) -> Tensor:
     """Return the sum of each segment of `values`: `(S,)`."""
     return torch.segment_reduce(values, "sum", offsets=bounds, unsafe=True)
-
-
-def _bag(table: Tensor, ids: Tensor, bounds: Tensor, weights: Tensor) -> Tensor:
-    return F.embedding_bag(ids, table, bounds, mode="sum", per_sample_weights=weights, include_last_offset=True)

@@ -1,5 +1,7 @@
 """Autoencoders with few active latents by construction: their training step never builds the dense code matrix."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,9 +51,17 @@ class SparseSAE(SAE):
         self.prefix_weights: tuple[float, ...] = (1.0,)
         self.memory: GradientMemory | None = None
 
-    def reuse_gradient_memory(self) -> None:
-        """Write weight gradients to the same memory in every step: for training loops, see `GradientMemory`."""
+    def take_shortcuts(self) -> None:
+        """Save the time that only gradients which anyone may read and keep are worth: for loops with `DictionaryAdam`.
+
+        Weight gradients come in the same memory in every step, and the decoder's without the part along its rows.
+        """
         self.memory = GradientMemory()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See `SAE.parameter_groups`."""
+        decoder, others = super().parameter_groups()
+        return [decoder | {"projected": self.memory is not None}, others]
 
     def choose(self, xc: Tensor, n_tokens: int) -> Codes:
         """Return the codes of a training batch, without gradient.
@@ -87,11 +97,17 @@ class SparseSAE(SAE):
             dead = self._dead_codes(xc)
             counts = torch.bincount(codes.latents, minlength=self.n_latents)
             self.dead.update(counts, n_tokens)
-        layout = Layout(centred=not self.is_transcoder, prefixes=self.prefixes, memory=self.memory)
+        layout = Layout(
+            centred=None if self.is_transcoder else xc,
+            prefixes=self.prefixes,
+            memory=self.memory,
+            tangent=self.memory is not None,
+        )
         outputs, _, from_dead = reconstruct(x, self.weights, codes, layout, dead)  # (G, B, D_out)
-        outputs = outputs + self.skip(x)
+        if self.w_skip is not None:
+            outputs = outputs + self.skip(x)
         weight = token_weight(n_tokens)
-        losses = torch.stack([F.mse_loss(output, target, reduction="sum") for output in outputs]) * weight  # (G,)
+        losses = F.mse_loss(outputs, target.expand_as(outputs), reduction="none").sum((1, 2)) * weight  # (G,)
         aux = losses.new_zeros(())
         if dead:
             aux = aux_loss(target - outputs[-1], from_dead) * self.aux_weight

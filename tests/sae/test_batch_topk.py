@@ -66,7 +66,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 @pytest.mark.parametrize("screen", SCREENS)
 def test_two_steps_equal_two_dense_steps(screen: ScreenName) -> None:
     sae = BatchTopK(10, 60, k=4, screen=screen).double()
-    sae.reuse_gradient_memory()
+    sae.take_shortcuts()
     dense = copy.deepcopy(sae)
     ours, theirs = (
         DictionaryAdam(sae.parameter_groups(), max_norm=None),

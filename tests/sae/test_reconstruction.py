@@ -35,7 +35,8 @@ def test_equals_dense_autograd(case: str, prefixes: tuple[int, ...], centred: bo
     z = ((task.x - task.b_dec if centred else task.x) @ task.w_enc.T + task.b_enc).detach()
     weights = Weights(*task[1:])
     dead_part = DeadCodes(dead, z[:, dead].relu(), z[:, dead] > 0)
-    layout = Layout(centred, prefixes, GradientMemory() if in_memory else None)
+    xc = (task.x - task.b_dec).detach() if centred else None
+    layout = Layout(xc, prefixes, GradientMemory() if in_memory else None)
     made = reconstruct(task.x, weights, codes_of(z * largest(z, m)), layout, dead_part)
     ours = loss_of(made.outputs, made.values, made.dead, target)
     theirs = dense_loss(task, target, m, centred, prefixes, dead)
@@ -50,7 +51,7 @@ def test_a_transcoder_may_have_an_output_of_another_width() -> None:
     z = (task.x @ task.w_enc.T + task.b_enc) * 1
     codes = z * largest(z, 90)
     weights = Weights(task.w_enc, task.b_enc, w_dec, b_dec)
-    made = reconstruct(task.x, weights, codes_of(codes.detach()), Layout(False, (60,)))
+    made = reconstruct(task.x, weights, codes_of(codes.detach()), Layout(None, (60,)))
     leaves = (task.x, task.w_enc, task.b_enc, w_dec)
     ours, theirs = made.outputs.square().sum(), (codes @ w_dec + b_dec).square().sum()
     assert_all_close(gradients(ours, leaves), gradients(theirs, leaves))
@@ -59,8 +60,9 @@ def test_a_transcoder_may_have_an_output_of_another_width() -> None:
 def test_a_second_micro_batch_adds_to_the_gradient_in_reused_memory() -> None:
     memory = GradientMemory()
     steps: list[list[Tensor]] = []
-    for layout in (Layout(True, (60,), memory), Layout(True, (60,))):
+    for reused in (memory, None):
         task = problem("random")
+        layout = Layout((task.x - task.b_dec).detach(), (60,), reused)
         for _ in range(2):  # steps
             for leaf in task:
                 leaf.grad = None
@@ -74,12 +76,27 @@ def test_a_second_micro_batch_adds_to_the_gradient_in_reused_memory() -> None:
 
 def test_reused_memory_is_handed_to_the_parameter_without_a_copy() -> None:
     task, memory = problem("random"), GradientMemory()
-    z = task.pre_activations().detach()
+    z, xc = task.pre_activations().detach(), (task.x - task.b_dec).detach()
     places: list[int] = []
     for _ in range(2):
         task.w_dec.grad = None
-        made = reconstruct(task.x, Weights(*task[1:]), codes_of(z * largest(z, 50)), Layout(True, (60,), memory))
+        made = reconstruct(task.x, Weights(*task[1:]), codes_of(z * largest(z, 50)), Layout(xc, (60,), memory))
         made.outputs.sum().backward()
         assert task.w_dec.grad is not None
         places.append(task.w_dec.grad.data_ptr())
     assert places[0] == places[1]
+
+
+def test_a_tangent_gradient_lacks_the_part_along_the_rows_of_the_decoder() -> None:
+    task, dead = problem("random"), torch.tensor([0, 7])
+    z, xc = task.pre_activations().detach(), (task.x - task.b_dec).detach()
+    part = DeadCodes(dead, z[:, dead].relu(), z[:, dead] > 0)
+    found = []
+    for tangent in (False, True):
+        layout = Layout(xc, (5, 60), tangent=tangent)
+        made = reconstruct(task.x, Weights(*task[1:]), codes_of(z * largest(z, 90)), layout, part)
+        found.append(gradients(made.outputs.square().sum() + made.values.sum() + made.dead.square().sum(), task))
+    whole, tangent_ = found
+    rows = task.w_dec.detach()
+    whole[3] -= (whole[3] * rows).sum(1, keepdim=True) * rows
+    assert_all_close(tangent_, whole)

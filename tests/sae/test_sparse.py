@@ -2,19 +2,15 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from impact_lightning.sae import sparse
 from impact_lightning.sae.codes import bounds
-from impact_lightning.sae.sparse import row_dots, segment_sums, weighted_rows
+from impact_lightning.sae.sparse import Less, row_dots, segment_sums, weighted_rows, write_weighted_rows
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("chunk", [1, 3, 1024])
-def test_weighted_rows_equal_a_loop(
-    dtype: torch.dtype, in_place: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sparse, "CHUNK", chunk)
+def sums(dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Return arguments, and the sums of a loop."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randint(-4, 5, (6, 5), generator=generator).to(dtype)
     segments = torch.tensor([0, 0, 0, 2, 2, 5, 7])  # some are empty, also the last
@@ -22,8 +18,24 @@ def test_weighted_rows_equal_a_loop(
     want = torch.zeros(9, 5, dtype=dtype)
     for segment, row, weight in zip(segments, ids, weights, strict=True):
         want[segment] += weight * table[row]
-    out = torch.full((9, 5), torch.nan, dtype=dtype) if in_place else None
-    assert torch.equal(weighted_rows(table, ids, bounds(segments, 9), weights, out=out), want)
+    return (table, ids, bounds(segments, 9), weights), want
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weighted_rows_equal_a_loop(dtype: torch.dtype) -> None:
+    task, want = sums(dtype)
+    assert torch.equal(weighted_rows(*task), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chunk", [1, 3, 1024])
+def test_written_rows_equal_a_loop(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "CHUNK", chunk)
+    task, want = sums(dtype)
+    assert torch.equal(write_weighted_rows(torch.full_like(want, torch.nan), *task), want)
+    rows, parts = torch.ones(9, 5, dtype=dtype), torch.arange(9).to(dtype)
+    out = write_weighted_rows(torch.full_like(want, torch.nan), *task, less=Less(rows, parts))
+    assert torch.equal(out, want - parts[:, None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -35,11 +47,11 @@ def test_row_dots_equal_a_gathered_product(dtype: torch.dtype) -> None:
 
 
 def test_segment_sums_give_zero_for_empty_segments() -> None:
-    sums = segment_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2, 3, 3]))
-    assert sums.tolist() == [0, 3, 4, 0]
+    found = segment_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2, 3, 3]))
+    assert found.tolist() == [0, 3, 4, 0]
 
 
 def test_nothing_sums_to_zero() -> None:
     empty = torch.empty(0, dtype=torch.int64)
-    sums = weighted_rows(torch.ones(3, 2), empty, torch.zeros(5, dtype=torch.int64), torch.empty(0))
-    assert torch.equal(sums, torch.zeros(4, 2))
+    found = weighted_rows(torch.ones(3, 2), empty, torch.zeros(5, dtype=torch.int64), torch.empty(0))
+    assert torch.equal(found, torch.zeros(4, 2))

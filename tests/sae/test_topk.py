@@ -52,7 +52,7 @@ def test_two_micro_batches_equal_one_batch() -> None:
     whole = TopK(10, 60, k=4).double()
     parts = copy.deepcopy(whole)
     for sae, batches in ((whole, [x]), (parts, [x[:12], x[12:]])):
-        sae.reuse_gradient_memory()
+        sae.take_shortcuts()
         optimizer = DictionaryAdam(sae.parameter_groups())
         for batch in batches:
             (sae.objective(batch).loss / len(batches)).backward()
