@@ -75,7 +75,8 @@ class SAE(nn.Module):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """Return `z`, `(..., D_in) -> (..., F)`."""
-        return F.linear(self.centre(x), self.w_enc, self.b_enc)
+        with torch.autocast(x.device.type, enabled=False):  # what is compared keeps the precision of the weights
+            return F.linear(self.centre(x), self.w_enc, self.b_enc)
 
     def activate(self, z: Tensor) -> Tensor:
         """Return the codes of pre-activations at inference: each token's depend on that token alone."""

@@ -29,8 +29,13 @@ def test_weighted_rows_equal_a_loop(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("chunk", [1, 3, 1024])
-def test_written_rows_equal_a_loop(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_mkl", [True, False])
+def test_written_rows_equal_a_loop(
+    dtype: torch.dtype, chunk: int, has_mkl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sparse, "CHUNK", chunk)
+    if not has_mkl:
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     task, want = sums(dtype)
     assert torch.equal(write_weighted_rows(torch.full_like(want, torch.nan), *task), want)
     rows, parts = torch.ones(9, 5, dtype=dtype), torch.arange(9).to(dtype)
@@ -42,8 +47,14 @@ def test_written_rows_equal_a_loop(dtype: torch.dtype, chunk: int, monkeypatch: 
 def test_row_dots_equal_a_gathered_product(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-4, 5, (n, 70), generator=generator).to(dtype) for n in (6, 9))
-    a_ids, b_ids = torch.randint(0, 6, (50,), generator=generator), torch.randint(0, 9, (50,), generator=generator)
+    a_ids = torch.randint(0, 5, (50,), generator=generator).sort().values  # the last row of a is not asked for
+    b_ids = torch.randint(0, 9, (50,), generator=generator)
     assert torch.equal(row_dots(a, a_ids, b, b_ids), (a[a_ids] * b[b_ids]).sum(-1))
+
+
+def test_there_may_be_no_pairs_of_rows() -> None:
+    none = torch.empty(0, dtype=torch.int64)
+    assert row_dots(torch.ones(3, 2), none, torch.ones(4, 2), none).shape == (0,)
 
 
 def test_segment_sums_give_zero_for_empty_segments() -> None:
