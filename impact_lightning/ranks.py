@@ -1,7 +1,12 @@
 """Ranks of a process group: the same code runs with and without one."""
 
+from collections.abc import Hashable
+from typing import TypeVar
+
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T", bound=Hashable)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -20,11 +25,11 @@ def all_sum(x: Tensor) -> Tensor:
     return x
 
 
-def all_union(names: set[str]) -> set[str]:
-    """Return the union of a set of names over all ranks."""
+def all_union(own: set[T]) -> set[T]:
+    """Return the union of a set over all ranks."""
     _, world = rank_and_world()
     if world == 1:
-        return names
-    parts: list[set[str]] = [set() for _ in range(world)]
-    dist.all_gather_object(parts, names)
+        return own
+    parts: list[set[T]] = [set() for _ in range(world)]
+    dist.all_gather_object(parts, own)
     return set().union(*parts)

@@ -17,7 +17,8 @@ from impact_lightning.activations import Tokens, extract
 from impact_lightning.activations.cached import CachedLoader
 from impact_lightning.activations.frozen import FrozenBackbone
 from impact_lightning.activations.manifest import Configuration, Manifest, Origin, Precision
-from impact_lightning.activations.shards import CHUNK, Array, Shards, read_record, write_shard
+from impact_lightning.activations.shards import Shards, read_record, write_shard
+from impact_lightning.activations.stored_array import CHUNK, Array
 from impact_lightning.backbones import Backbone
 from impact_lightning.data.loader import Fetched
 from impact_lightning.data.module import ImageDataModule, Split

@@ -12,6 +12,7 @@ class ActivationBatch(NamedTuple):
     image: Tensor  # (B,) int64, row of the image in its data set
     token: Tensor  # (B,) int64, place of the token in the sequence
     label: Tensor  # (B,) int64, of the image
+    pixels: Tensor | None = None  # (n, 3, h, w) the n images that these are all rows of; evaluation of live data only
 
 
 class SiteStatistics(NamedTuple):

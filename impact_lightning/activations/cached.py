@@ -1,12 +1,15 @@
 """Activations from shards on disk."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from impact_lightning.activations.batch import ActivationBatch, SiteStatistics
@@ -15,13 +18,14 @@ from impact_lightning.activations.manifest import INDEX, Origin
 from impact_lightning.activations.module import ActivationDataModule
 from impact_lightning.activations.order import BufferOrder
 from impact_lightning.activations.shards import Shards
+from impact_lightning.activations.stored_array import Array
 from impact_lightning.backbones import Backbone, fingerprint
 from impact_lightning.data.module import Split
 from impact_lightning.data.order import EvalOrder, Rows
 from impact_lightning.ranks import rank_and_world
 from impact_lightning.types import UserError
 
-AHEAD = 1  # batches that are copied while another is used
+Memory = dict[str, Array]  # the rows of a buffer by array, block after block in ascending order
 
 
 class CachedActivations(ActivationDataModule):
@@ -34,7 +38,7 @@ class CachedActivations(ActivationDataModule):
         sites: Sites to read, by name; None reads all that are stored.
         backbone: The model that the activations must be of; None takes any.
         batch_size: Rows of one training step over all ranks together.
-        eval_batch_size: Rows of one evaluation batch on one rank.
+        eval_batch_size: Rows of one evaluation batch on one rank, at most; it holds whole images, and at least one.
         block_rows: Neighbouring rows that are read together.
         buffer_blocks: Blocks of one buffer, inside which rows are shuffled.
         seed: Seed of the order of the rows.
@@ -79,12 +83,35 @@ class CachedActivations(ActivationDataModule):
         """Return what identifies the bytes of a split."""
         return self._split(name).manifest.digest()[:16]
 
+    def notes(self, name: Split) -> tuple[str, ...]:
+        """Return what a reader of a number on this split must know."""
+        shards = self._split(name)
+        missing = shards.manifest.configuration.n_images - len(shards) // shards.per_image
+        return (f"{missing} damaged samples left out when the activations were extracted",) if missing else ()
+
     def protocol(self) -> dict[str, Any]:
         """Return the constants under which numbers on these activations are made."""
         return {**self.origin.protocol(), "dtype": self._split("train").manifest.configuration.dtype}
 
     def _estimate(self) -> dict[str, SiteStatistics]:
         return self._split("train").manifest.statistics
+
+    @property
+    def per_image(self) -> int:
+        """Return how many tokens are stored of each image."""
+        shards = self._split("train")
+        image = shards.rows(INDEX, np.arange(min(self.origin.sequence, len(shards))))[:, 0]
+        return int((image == image[0]).sum())
+
+    def class_names(self, name: Split) -> list[str]:
+        """Return the labels themselves: shards do not hold their names."""
+        shards = self._split(name)
+        labels = shards.rows(INDEX, np.arange(len(shards)))[:, 2]
+        return [str(label) for label in range(int(labels.max()) + 1)]
+
+    def sample(self, site: str) -> Tensor:
+        """Return rows of blocks that are drawn once and for all."""
+        return self._split("train").sample(site).float()
 
     def _train_loader(self) -> BufferedLoader:
         return CachedLoader(
@@ -108,9 +135,8 @@ class CachedActivations(ActivationDataModule):
 class CachedLoader(BufferedLoader):
     """Endless training batches from shards.
 
-    Each epoch cuts the rows into blocks from a random offset, and deals the shuffled blocks to buffers. The buffer is
-    the page cache: the system is asked to read the blocks of the next one while the rows of this one are served, and
-    the process itself holds a few batches. Rows go through memory once, since copies are what reading costs.
+    Each epoch cuts the rows into blocks from a random offset, and deals the shuffled blocks to buffers. While the rows
+    of one buffer are served, a thread reads the blocks of the next one.
 
     Args:
         shards: The rows.
@@ -136,6 +162,7 @@ class CachedLoader(BufferedLoader):
             seed=seed,
         )
         super().__init__(order, shards.manifest.digest()[:16])
+        self._spare: list[Memory] = []  # new memory would cost as much as the rows: every page is cleared first
 
     def plan(self) -> str:
         """Return what decides the order of the rows."""
@@ -148,45 +175,45 @@ class CachedLoader(BufferedLoader):
         order = generator.permutation(self.n_blocks)[buffer * self.buffer_blocks : (buffer + 1) * self.buffer_blocks]
         return order * self.block + offset
 
-    def rows(self, epoch: int, buffer: int) -> Rows:
-        """Return the rows of each batch of a buffer in ascending order `(steps, batch)`."""
-        rows = (self.blocks(epoch, buffer)[:, None] + np.arange(self.block)).ravel()
-        return np.sort(rows[self.order.served(epoch, buffer)], axis=1)  # front to back, shard by shard
-
     def buffers(self, epoch: int, first: int) -> Iterator[Serve]:
-        """Serve one buffer after the other."""
+        """Serve one buffer after the other; the memory of those that were served is used again."""
+        is_left = Event()
+        with ThreadPoolExecutor(1) as reader:
+            try:
+                following = reader.submit(self._read, epoch, first, is_left)
+                for buffer in range(first, self.order.n_buffers):
+                    memory, places = following.result()
+                    if buffer + 1 < self.order.n_buffers:
+                        following = reader.submit(self._read, epoch, buffer + 1, is_left)
+                    yield partial(_serve, memory, places)
+                    self._spare.append(memory)
+            finally:
+                is_left.set()  # or leaving would wait for a whole buffer
+
+    def _read(self, epoch: int, buffer: int, is_left: Event) -> tuple[Memory, Rows]:
+        """Return the rows of a buffer and the places of this rank's part of each batch in it, `(steps, n)`."""
         rank, world = rank_and_world()
-        with ThreadPoolExecutor(AHEAD + 1) as pool:
-            for buffer in range(first, self.order.n_buffers):
-                if buffer + 1 < self.order.n_buffers:
-                    pool.submit(self._read_ahead, epoch, buffer + 1)
-                yield partial(self._serve, self.rows(epoch, buffer)[:, rank::world], pool, {})
-                self.shards.forget()
+        blocks = self.blocks(epoch, buffer)
+        memory = self._spare.pop() if self._spare else self._memory()
+        for name, rows in memory.items():
+            spans = zip(np.sort(blocks).tolist(), rows.reshape(len(blocks), self.block, -1), strict=True)
+            self.shards.read(name, takewhile(lambda _: not is_left.is_set(), spans))
+        block, row = np.divmod(self.order.served(epoch, buffer), self.block)
+        places = blocks.argsort().argsort()[block] * self.block + row
+        return memory, np.sort(places, axis=1)[:, rank::world]  # front to back
 
-    def _serve(
-        self, rows: Rows, pool: ThreadPoolExecutor, ahead: dict[int, Future[ActivationBatch]], k: int
-    ) -> ActivationBatch:
-        """Return batch k of a buffer; the next ones are copied by threads meanwhile."""
-        for step in range(k, min(k + 1 + AHEAD, len(rows))):
-            if step not in ahead:
-                ahead[step] = pool.submit(self._read, rows[step])
-        return ahead.pop(k).result()
-
-    def _read(self, rows: Rows) -> ActivationBatch:
-        return _batch({name: self.shards.rows(name, rows) for name in self.names})
-
-    def _read_ahead(self, epoch: int, buffer: int) -> None:
-        for name in self.names:
-            self.shards.read_ahead(name, self.blocks(epoch, buffer), self.block)
+    def _memory(self) -> Memory:
+        return {name: self.shards.memory(name, self.order.rows) for name in self.names}
 
 
 class CachedEvalLoader:
-    """Every row once, in whole batches that are dealt to the ranks in turn."""
+    """Every row once, in batches of whole images that are dealt to the ranks in turn."""
 
     def __init__(self, shards: Shards, sites: list[str], batch: int) -> None:
         self.shards = shards
         self.names = [INDEX, *sites]
-        self.order = EvalOrder(len(shards), batch)
+        images = max(1, batch // shards.per_image)
+        self.order = EvalOrder(len(shards), images * shards.per_image)
 
     def __len__(self) -> int:
         """Return the number of batches of this rank."""
@@ -199,7 +226,14 @@ class CachedEvalLoader:
         for step in range(rank, len(self.order), world):
             rows = self.order.rows_at(step)
             yield _batch({name: self.shards.rows(name, rows) for name in self.names})
-            self.shards.forget()
+
+
+def _serve(memory: Memory, places: Rows, k: int) -> ActivationBatch:
+    """Return a copy of the rows at `places[k]`."""
+    batch = {name: np.empty((places.shape[1], rows.shape[1]), rows.dtype) for name, rows in memory.items()}
+    for name, rows in memory.items():
+        np.take(rows, places[k], axis=0, out=batch[name], mode="clip")  # "raise" would go through another copy
+    return _batch({name: torch.from_numpy(rows) for name, rows in batch.items()})
 
 
 def _batch(arrays: dict[str, Tensor]) -> ActivationBatch:

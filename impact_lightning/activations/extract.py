@@ -18,7 +18,8 @@ from impact_lightning.activations.batch import ActivationBatch, site_statistics
 from impact_lightning.activations.frozen import FrozenBackbone, readable_split
 from impact_lightning.activations.image_reader import ImageReader
 from impact_lightning.activations.manifest import INDEX, Configuration, Dtype, Manifest, Precision
-from impact_lightning.activations.shards import Array, Shards, check_shard, read_record, record_path, write_shard
+from impact_lightning.activations.shards import Shards, check_shard, read_record, record_path, write_shard
+from impact_lightning.activations.stored_array import Array
 from impact_lightning.activations.tokens import Tokens
 from impact_lightning.backbones import Backbone
 from impact_lightning.data.module import ImageDataModule, Split

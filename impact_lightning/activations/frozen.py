@@ -72,6 +72,7 @@ class Reader:
         self.frozen = frozen
         self.data = data
         self.captured = captured
+        self.pixels = torch.empty(0)  # the normalised images of the last batch
 
     @torch.no_grad()
     def __call__(self, batch: ImageBatch) -> ActivationBatch:
@@ -80,6 +81,7 @@ class Reader:
         token = torch.from_numpy(frozen.tokens.of(batch.row.numpy(), frozen.sequence)).to(device)  # (B, t)
         row, label = batch.row.to(device), batch.labels.to(device)
         images = self.data.on_after_batch_transfer(ImageBatch(batch.images.to(device), label, row), 0).images
+        self.pixels = images
         if not len(row):  # all of them were damaged
             nothing = {site: images.new_empty(0, width) for site, width in frozen.sites.items()}
             return ActivationBatch(nothing, row, token.flatten(), label)

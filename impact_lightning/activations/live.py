@@ -24,6 +24,7 @@ from impact_lightning.ranks import rank_and_world
 from impact_lightning.types import UserError
 
 ALL = Tokens()
+SAMPLE_ROWS = 16384  # kept of the first buffer
 
 
 class LiveActivations(ActivationDataModule):
@@ -43,6 +44,9 @@ class LiveActivations(ActivationDataModule):
         buffer_images: Images of one buffer, a multiple of `image_batch_size`.
         seed: Seed of the order of the images and of their tokens.
     """
+
+    data: ImageDataModule
+    frozen: FrozenBackbone
 
     def __init__(
         self,
@@ -65,6 +69,16 @@ class LiveActivations(ActivationDataModule):
         self.image_batch_size = image_batch_size
         self.buffer_images = buffer_images
         super().__init__(widths=self.frozen.sites, batch_size=batch_size, seed=seed)
+        self._samples: dict[str, Tensor] = {}
+
+    @property
+    def per_image(self) -> int:
+        """Return how many tokens are kept of each image."""
+        return self.frozen.per_image
+
+    def class_names(self, name: Split) -> list[str]:
+        """Return the names of the classes of the images."""
+        return self.data.class_names
 
     def fingerprint(self, name: Split) -> str:
         """Return what identifies the activations of a split."""
@@ -80,8 +94,15 @@ class LiveActivations(ActivationDataModule):
 
     def _estimate(self) -> dict[str, SiteStatistics]:
         """Return the statistics of the first buffer."""
-        rows = self._train_loader().first_buffer()
-        return {site: site_statistics(rows.activations[site]) for site in self.sites}
+        rows = self._train_loader().first_buffer().activations
+        stride = -(-self.buffer_images * self.frozen.per_image // SAMPLE_ROWS)
+        self._samples = {site: rows[site][::stride].clone() for site in self.sites}
+        return {site: site_statistics(rows[site]) for site in self.sites}
+
+    def sample(self, site: str) -> Tensor:
+        """Return rows of the first buffer, evenly spaced."""
+        self.statistics(site)
+        return self._samples[site]
 
     def _train_loader(self) -> "LiveLoader":
         self.frozen.model.to(self._device())
@@ -192,7 +213,7 @@ class LiveEvalLoader:
         """Yield this rank's batches."""
         with self.frozen.reading(self.images) as read:
             for images in self.loader:
-                yield read(images)
+                yield read(images)._replace(pixels=read.pixels)
 
 
 def _put(memory: ActivationBatch, batch: ActivationBatch, start: int, expected: int) -> None:

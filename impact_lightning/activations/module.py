@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from impact_lightning.activations.batch import ActivationBatch, SiteStatistics
+from impact_lightning.activations.frozen import FrozenBackbone
 from impact_lightning.activations.loader import BufferedLoader
-from impact_lightning.data.module import Split
+from impact_lightning.data.module import ImageDataModule, Split
 from impact_lightning.types import UserError
 
 
@@ -20,6 +22,9 @@ class ActivationDataModule(LightningDataModule):
         batch_size: Rows of one training step over all ranks together.
         seed: Seed of the order of the rows.
     """
+
+    data: ImageDataModule | None = None  # the images, where they are at hand
+    frozen: FrozenBackbone | None = None  # the model, likewise
 
     def __init__(self, *, widths: dict[str, int], batch_size: int, seed: int) -> None:
         super().__init__()
@@ -35,6 +40,15 @@ class ActivationDataModule(LightningDataModule):
     def __str__(self) -> str:
         """Return kind and sites; Lightning's own text would read a batch from every loader."""
         return f"{type(self).__name__}({', '.join(self.sites)})"
+
+    @property
+    @abstractmethod
+    def per_image(self) -> int:
+        """Return how many tokens are kept of each image, t."""
+
+    @abstractmethod
+    def class_names(self, name: Split) -> list[str]:
+        """Return what a person calls the labels of a split."""
 
     @property
     def sites(self) -> list[str]:
@@ -59,8 +73,16 @@ class ActivationDataModule(LightningDataModule):
         """Return the statistics of every site."""
 
     @abstractmethod
+    def sample(self, site: str) -> Tensor:
+        """Return some rows of a site of the training split, `(n, D)` float32; all ranks call this and get the same."""
+
+    @abstractmethod
     def fingerprint(self, name: Split) -> str:
         """Return what identifies the activations of a split."""
+
+    def notes(self, name: Split) -> tuple[str, ...]:
+        """Return what a reader of a number on this split must know; all ranks call this together."""
+        return ()
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:

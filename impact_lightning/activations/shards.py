@@ -1,13 +1,13 @@
-"""Shards: activations on disk, one plain `.npy` file for each site of each shard, read through memory maps."""
+"""Shards: activations on disk, one plain `.npy` file for each site of each shard."""
 
-import os
-import zlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from impact_lightning.activations.manifest import (
@@ -22,12 +22,12 @@ from impact_lightning.activations.manifest import (
     read_shard,
     save,
 )
+from impact_lightning.activations.stored_array import CHUNK, Span, StoredArray, crc32
+from impact_lightning.activations.stored_array import Array as Array
 from impact_lightning.data.order import Rows
 from impact_lightning.types import UserError
 
 SAMPLE_BLOCKS, SAMPLE_ROWS = 256, 256  # of the sample for the statistics
-CHUNK = 1024  # rows under one checksum
-Array = NDArray[Any]
 
 
 def array_path(root: Path, name: str, number: int) -> Path:
@@ -75,31 +75,40 @@ class Shards:
         self.root = root
         self.manifest = read_manifest(root) if manifest is None else manifest
         self.starts = np.cumsum([0, *(shard.rows for shard in self.manifest.shards)])  # and the end
-        for number, shard in enumerate(self.manifest.shards):
-            for name, stored in shard.arrays.items():
-                check_size(array_path(root, name, number), stored)
-        self._maps: dict[tuple[str, int], Array] = {}
-        self._is_checked: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        self.arrays = [
+            stored_arrays(root, number, shard, self.manifest.configuration)
+            for number, shard in enumerate(self.manifest.shards)
+        ]
+        for arrays in self.arrays:
+            for array in arrays.values():
+                array.check_size()
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return int(self.starts[-1])
 
-    def columns(self, name: str) -> tuple[int, np.dtype[Any]]:
-        """Return the width of an array and the type of its numbers."""
+    @cached_property
+    def per_image(self) -> int:
+        """Return how many tokens of each image are kept, t."""
+        image = self.rows(INDEX, np.arange(min(self.manifest.configuration.origin.sequence, len(self))))[:, 0]
+        return int((image == image[0]).sum())
+
+    def memory(self, name: str, rows: int) -> Array:
+        """Return memory for rows of an array `(n, D)`."""
         width, dtype = self.manifest.configuration.columns(name)
-        return width, np.dtype(dtype)
+        return np.empty((rows, width), dtype)
+
+    def read(self, name: str, spans: Iterable[Span]) -> None:
+        """Fill each memory with the rows of an array from its start on; starts ascend, or files are opened again."""
+        for number, parts in groupby(self._parts(spans), key=itemgetter(0)):
+            self.arrays[number][name].read(part for _, part in parts)
 
     def rows(self, name: str, rows: Rows) -> Tensor:
         """Return rows of an array in ascending order `(n, D)`, in new memory."""
-        width, dtype = self.columns(name)
-        found = np.empty((len(rows), width), dtype)
-        cuts = np.searchsorted(rows, self.starts)  # the rows of shard i stand at [cuts[i], cuts[i + 1])
-        for number in np.flatnonzero(np.diff(cuts)).tolist():
-            part = slice(cuts[number], cuts[number + 1])
-            local = rows[part] - self.starts[number]
-            array = self._checked(name, number, local)
-            np.take(array, local, axis=0, out=found[part], mode="clip")  # "raise" would go through a copy
+        found = self.memory(name, len(rows))
+        cuts = np.flatnonzero(np.diff(rows) != 1) + 1  # neighbours are read together
+        runs = zip(np.split(rows, cuts), np.split(found, cuts), strict=True)
+        self.read(name, ((int(run[0]), memory) for run, memory in runs if len(run)))
         return torch.from_numpy(found)
 
     def sample(self, site: str) -> Tensor:
@@ -109,89 +118,34 @@ class Shards:
         blocks = np.random.default_rng(0).choice(len(self) // SAMPLE_ROWS, SAMPLE_BLOCKS, replace=False)
         return self.rows(site, (np.sort(blocks)[:, None] * SAMPLE_ROWS + np.arange(SAMPLE_ROWS)).ravel())
 
-    def read_ahead(self, name: str, starts: Rows, rows: int) -> None:
-        """Ask the system to read blocks of so many rows into its page cache, without waiting for them."""
-        if not hasattr(os, "posix_fadvise"):  # a system that does not offer it reads when it must
-            return
-        width, dtype = self.columns(name)
-        n_bytes = width * dtype.itemsize
-        numbers = np.searchsorted(self.starts, starts, side="right") - 1
-        for number in np.unique(numbers).tolist():
-            with array_path(self.root, name, number).open("rb") as file:
-                for start in (starts[numbers == number] - self.starts[number]).tolist():
-                    os.posix_fadvise(file.fileno(), start * n_bytes, rows * n_bytes, os.POSIX_FADV_WILLNEED)
+    def _parts(self, spans: Iterable[Span]) -> Iterator[tuple[int, Span]]:
+        """Cut spans at the ends of shards; yield the number of the shard and the span inside it."""
+        for start, memory in spans:
+            number = int(np.searchsorted(self.starts, start, side="right")) - 1
+            while len(memory):
+                first, end = self.starts[number : number + 2].tolist()
+                n = min(len(memory), end - start)
+                if n:  # else the shard has no rows
+                    yield number, (start - first, memory[:n])
+                start, memory, number = start + n, memory[n:], number + 1
 
-    def forget(self) -> None:
-        """Close the memory maps: pages that were read count as memory of the process as long as a map is open."""
-        self._maps.clear()
 
-    def _checked(self, name: str, number: int, local: Rows) -> Array:
-        """Return an array of a shard, some rows of which are about to be used."""
-        key = (name, number)
-        if key not in self._maps:
-            path = array_path(self.root, name, number)
-            self._maps[key] = map_array(path, self.manifest.shards[number].rows, *self.columns(name))
-        array, checks = self._maps[key], self.manifest.shards[number].arrays[name].crc32
-        is_checked = self._is_checked.setdefault(key, np.zeros(len(checks), np.bool_))
-        if not is_checked.all():
-            chunks = np.unique(local // CHUNK)
-            for chunk in chunks[~is_checked[chunks]].tolist():
-                check_chunk(array_path(self.root, name, number), array, chunk, checks)
-                is_checked[chunk] = True
-        return array
+def stored_arrays(root: Path, number: int, shard: Shard, configuration: Configuration) -> dict[str, StoredArray]:
+    """Return the arrays of a shard by name; the files are not opened."""
+    chunks = -(-shard.rows // CHUNK)
+    names = {INDEX, *configuration.origin.sites}
+    if shard.arrays.keys() != names or any(len(stored.crc32) != chunks for stored in shard.arrays.values()):
+        raise UserError(f"{root}: what is said of shard {number} does not fit its rows and sites; run `extract` again")
+    return {
+        name: StoredArray(array_path(root, name, number), shard.rows, *configuration.columns(name), stored)
+        for name, stored in shard.arrays.items()
+    }
 
 
 def check_shard(root: Path, number: int, shard: Shard, configuration: Configuration) -> None:
     """Read all of a shard; refuse it if a byte is not what was written."""
-    for name, stored in shard.arrays.items():
-        path = array_path(root, name, number)
-        check_size(path, stored)
-        width, dtype = configuration.columns(name)
-        array = map_array(path, shard.rows, width, np.dtype(dtype))
-        for chunk in range(len(stored.crc32)):
-            check_chunk(path, array, chunk, stored.crc32)
-
-
-def map_array(path: Path, rows: int, width: int, dtype: np.dtype[Any]) -> Array:
-    """Open a `.npy` file as a memory map; another shape or type than the manifest's is refused."""
-    try:
-        array: Array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run `extract` again") from error
-    if array.shape != (rows, width) or array.dtype != dtype:
-        raise UserError(
-            f"{path} is damaged: it holds {array.shape} {array.dtype} instead of {(rows, width)} {dtype}; "
-            "run `extract` again"
-        )
-    return np.asarray(array)  # the same map without the overhead of np.memmap's slices
-
-
-def check_size(path: Path, stored: Stored) -> None:
-    """Refuse a file that is missing or has another size."""
-    size = path.stat().st_size if path.is_file() else None
-    if size != stored.size:
-        found = "is missing" if size is None else f"was cut short or changed: {size} bytes instead of {stored.size}"
-        raise UserError(f"{path} {found}; run `extract` again")
-
-
-def check_chunk(path: Path, array: Array, chunk: int, checks: list[str]) -> None:
-    """Refuse rows that are not those that were written."""
-    rows = array[chunk * CHUNK : (chunk + 1) * CHUNK]
-    if crc32(rows) != checks[chunk]:
-        raise UserError(
-            f"{path} is damaged: rows {chunk * CHUNK} to {chunk * CHUNK + len(rows) - 1} do not have their checksum; "
-            "run `extract` again"
-        )
-
-
-def crc32(rows: Array) -> str:
-    """Return the CRC-32 of the bytes of rows in C order, in hexadecimal digits.
-
-    Example:
-        >>> crc32(np.frombuffer(b"123456789", np.uint8))
-        'cbf43926'
-    """
-    return f"{zlib.crc32(rows.data):08x}"
+    for array in stored_arrays(root, number, shard, configuration).values():
+        array.check()
 
 
 def _write(path: Path, array: Array) -> Stored:

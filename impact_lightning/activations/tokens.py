@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 
+from impact_lightning.random_bits import random_bits
 from impact_lightning.types import UserError
 
 Integers = NDArray[np.int64]
@@ -67,20 +68,5 @@ class Tokens:
         if self.kind != "random":
             first = sequence.n_prefix if self.kind == "patches" else 0
             return np.tile(np.arange(first, first + t), (len(image), 1))
-        keys = _hash(self.seed, image[:, None], np.arange(sequence.length)[None, :])  # (B, T)
+        keys = random_bits(self.seed, image[:, None], np.arange(sequence.length)[None, :])  # (B, T)
         return np.sort(keys.argsort(axis=1)[:, :t], axis=1)  # those with the smallest keys
-
-
-def _hash(seed: int, image: Integers, token: Integers) -> NDArray[np.uint64]:
-    """Return 64 random bits for each image and token: a generator for each image would cost a Python call each."""
-    bits = np.full((1, 1), seed, np.uint64)
-    for value in (image, token):
-        bits = _mix(bits + np.uint64(0x9E3779B97F4A7C15) + value.astype(np.uint64))
-    return bits
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the bits well stirred: the finaliser of SplitMix64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -31,6 +31,26 @@ def expected_max_cosine(n_latents: int, width: int) -> float:
     return sqrt(2 * log(n_latents) / width)
 
 
+def nearest(decoder: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the rows most like each row, nearest first, and their cosines, `(F, D) -> (F, n)` each.
+
+    Example:
+        >>> nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), 1)[0].flatten().tolist()
+        [1, 2, 1]
+    """
+    if len(decoder) <= n:
+        raise UserError(f"nearest: a decoder of {len(decoder)} latents has not {n} others for each")
+    directions = _directions(decoder)
+    rows, values = [], []
+    for start in range(0, len(directions), ROWS):
+        cosines = directions[start : start + ROWS] @ directions.T  # (1024, F)
+        cosines.diagonal(start).fill_(-torch.inf)  # each row is most like itself
+        best = cosines.topk(n, dim=1)
+        rows.append(best.indices)
+        values.append(best.values)
+    return torch.cat(rows), torch.cat(values)
+
+
 def max_cosine(decoder: Tensor) -> Tensor:
     """Return each row's cosine with the row most like it, `max_{j≠i} cos(d_i, d_j)`, `(F, D) -> (F,)`.
 
@@ -40,13 +60,14 @@ def max_cosine(decoder: Tensor) -> Tensor:
     """
     if len(decoder) < 2:
         raise UserError(f"max_cosine: a decoder of {len(decoder)} latents has no two to compare")
-    directions = _directions(decoder)
-    best = []
-    for start in range(0, len(directions), ROWS):
-        cosines = directions[start : start + ROWS] @ directions.T  # (1024, F)
-        cosines.diagonal(start).fill_(-torch.inf)  # each row is most like itself
-        best.append(cosines.amax(1))
-    return torch.cat(best)
+    return nearest(decoder, 1)[1].squeeze(1)
+
+
+def best_cosines(decoder: Tensor, other: Tensor) -> Tensor:
+    """Return each row's cosine with the row of another decoder most like it, `(F, D), (F', D) -> (F,)`."""
+    _check_widths(decoder, other)
+    rows, columns = _directions(decoder), _directions(other)
+    return torch.cat([(part @ columns.T).amax(1) for part in rows.split(ROWS)])
 
 
 def mmcs(decoder: Tensor, other: Tensor) -> Tensor:
@@ -54,10 +75,7 @@ def mmcs(decoder: Tensor, other: Tensor) -> Tensor:
 
     It is not symmetric: it asks how much of `decoder` is found in `other`.
     """
-    _check_widths(decoder, other)
-    rows, columns = _directions(decoder), _directions(other)
-    best = torch.cat([(part @ columns.T).amax(1) for part in rows.split(ROWS)])
-    return best.double().mean()
+    return best_cosines(decoder, other).double().mean()
 
 
 def pw_mcc(decoder: Tensor, other: Tensor) -> Tensor:

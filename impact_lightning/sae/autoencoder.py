@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from impact_lightning.ranks import all_sum
 from impact_lightning.sae.dead_latents import DeadLatents
 from impact_lightning.sae.reconstruction import Weights
 from impact_lightning.types import UserError
@@ -37,13 +36,16 @@ class SAE(nn.Module):
         n_latents: Number of features.
         d_out: Width of the target of a transcoder; None makes an autoencoder.
         skip: Whether a transcoder adds a linear map of its input.
-        dead_after: Tokens of silence after which a latent counts as dead.
+        dead_after: Tokens of silence after which a latent counts as dead; None takes ten million, or one per cent of
+            the training if that is less.
     """
 
     unit_decoder = True  # rows of the decoder have unit length
+    k_factor = 1.0  # a schedule may change k, for kinds that have one
+    penalty_factor = 1.0  # and warm up the penalty, for kinds that have one
 
     def __init__(
-        self, d_in: int, n_latents: int, *, d_out: int | None = None, skip: bool = False, dead_after: int = 10_000_000
+        self, d_in: int, n_latents: int, *, d_out: int | None = None, skip: bool = False, dead_after: int | None = None
     ) -> None:
         super().__init__()
         if skip and d_out is None:
@@ -116,13 +118,6 @@ class SAE(nn.Module):
         if self.is_transcoder != (target is not None):
             raise UserError("target: a transcoder needs one, an autoencoder takes none")
         return (x if target is None else target).to(self.w_dec.dtype)
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor, target: Tensor | None = None) -> None:
-        """Set the decoder's bias to the mean of a sample, `(N, D_in)`, or of a transcoder's targets `(N, D_out)`."""
-        target = self.targets(x, target)
-        n_tokens = all_sum(torch.tensor(len(target), device=target.device))
-        self.b_dec.copy_(all_sum(target.double().sum(0)) / n_tokens)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return parameters for `DictionaryAdam`, the decoder first."""

@@ -58,7 +58,7 @@ class BatchTopK(SparseSAE):
     def choose(self, xc: Tensor, n_tokens: int) -> Codes:
         """See `SparseSAE.choose`; the running mean of the cut follows, and a calibrated threshold is out of date."""
         n_shared = n_tokens if self.selection.scope == "global" else len(xc)
-        kept: Selection = self.selection(xc, self.w_enc, self.b_enc, round(n_shared * self.k))
+        kept: Selection = self.selection(xc, self.w_enc, self.b_enc, round(n_shared * self.k * self.k_factor))
         self.cut_sum.mul_(DECAY).add_((1 - DECAY) * kept.cut)
         self.cut_weight.mul_(DECAY).add_(1 - DECAY)
         self.threshold.fill_(torch.nan)

@@ -6,21 +6,30 @@ from torch import Tensor, nn
 from impact_lightning.ranks import all_sum, rank_and_world
 from impact_lightning.sae.reconstruction import DeadCodes, Weights
 
+DEAD_AFTER = 10_000_000
+
 
 class DeadLatents(nn.Module):
     """Counts for each latent the tokens since it last fired, over all ranks.
 
     Args:
         n_latents: Number of latents.
-        dead_after: Tokens of silence after which a latent is dead.
+        dead_after: Tokens of silence after which a latent is dead; None takes ten million, or one per cent of the
+            training if that is less.
     """
 
     silent: Tensor  # (F,) int64
 
-    def __init__(self, n_latents: int, dead_after: int = 10_000_000) -> None:
+    def __init__(self, n_latents: int, dead_after: int | None = None) -> None:
         super().__init__()
-        self.dead_after = dead_after
+        self.is_given = dead_after is not None
+        self.dead_after = DEAD_AFTER if dead_after is None else dead_after
         self.register_buffer("silent", torch.zeros(n_latents, dtype=torch.int64))
+
+    def expect(self, n_tokens: int) -> None:
+        """Take over how long the training will be."""
+        if not self.is_given:
+            self.dead_after = max(1, min(DEAD_AFTER, n_tokens // 100))
 
     def indices(self) -> Tensor:
         """Return which latents are dead, `(n,)`."""

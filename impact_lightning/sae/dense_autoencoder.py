@@ -11,8 +11,6 @@ from impact_lightning.sae.tokens import count_tokens, token_weight
 class DenseSAE(SAE):
     """What ReLU, JumpReLU and Gated share: a loss of reconstruction and a penalty, both differentiated by autograd."""
 
-    penalty_scale = 1.0  # between 0 and 1: a schedule may warm the penalty up
-
     def objective(self, x: Tensor, target: Tensor | None = None) -> Objective:
         """See `SAE.objective`."""
         with torch.autocast(x.device.type, enabled=False):
@@ -23,7 +21,7 @@ class DenseSAE(SAE):
             codes = self.activate(z)
             output = self.decode(codes, x)
             reconstruction = F.mse_loss(output, target, reduction="sum") * weight
-            penalty = self.penalty(x, target, z, codes, weight) * self.penalty_scale
+            penalty = self.penalty(x, target, z, codes, weight) * self.penalty_factor
             with torch.no_grad():
                 counts = (codes > 0).sum(0)
                 self.dead.update(counts, n_tokens)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from impact_lightning.files import read_torch
@@ -73,9 +74,22 @@ def folded(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> Folde
     )
     outward = {}
     if is_transcoder:
-        outward = {"scale_out": float(state["target_scaling.scale"]), "mean_out": state["target_scaling.mean"]}
-    raw = fold_normalisation(sae, float(state["scaling.scale"]), state["scaling.mean"], **outward)  # type: ignore[arg-type]
+        outward = {
+            "scale_out": float(state["target_scaling.scale"]),
+            "mean_out": _offset(state["target_scaling.mean"], description),
+        }
+    raw = fold_normalisation(sae, float(state["scaling.scale"]), _offset(state["scaling.mean"], description), **outward)  # type: ignore[arg-type]
     return raw if kind == "TopK" else fold_decoder_norms(raw)  # TopK selects by size, which lengths would change
+
+
+def _offset(mean: Tensor, description: Mapping[str, Any]) -> Tensor:
+    """Return what scaling takes off."""
+    mode = description["scaling"]
+    if mode == "layer_norm":
+        raise UserError(
+            f"{description['name']}: layer_norm scales each token by itself and cannot be folded into weights"
+        )
+    return mean if mode == "mean_norm" else torch.zeros_like(mean)
 
 
 def describe(dictionary: Any, name: str) -> dict[str, str | float | None]:
@@ -87,4 +101,5 @@ def describe(dictionary: Any, name: str) -> dict[str, str | float | None]:
         "site": dictionary.site,
         "target": dictionary.target,
         "k": getattr(sae, "k", None),
+        "scaling": dictionary.scaling.mode,
     }

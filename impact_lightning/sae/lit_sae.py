@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
 from typing import Any
@@ -14,38 +13,25 @@ from torch import Tensor, nn
 
 from impact_lightning.activations.batch import ActivationBatch
 from impact_lightning.activations.module import ActivationDataModule
-from impact_lightning.backbones import fingerprint
+from impact_lightning.backbones import Backbone
 from impact_lightning.ranks import all_sum
 from impact_lightning.results import Record
 from impact_lightning.sae.autoencoder import SAE, Objective
 from impact_lightning.sae.batch_topk import BatchTopK
-from impact_lightning.sae.dictionary import Dictionary, SAEFactory
+from impact_lightning.sae.dictionary import Centre, Dictionary, SAEFactory
+from impact_lightning.sae.embedding import Embedding
+from impact_lightning.sae.examiner import Examiner
 from impact_lightning.sae.export import describe
+from impact_lightning.sae.features import Description, Features
 from impact_lightning.sae.optimizer import DictionaryAdam
+from impact_lightning.sae.scaling import ScalingMode
+from impact_lightning.sae.schedule import Schedule
 from impact_lightning.sae.side_by_side import SideBySide
+from impact_lightning.sae.sparse_autoencoder import SparseSAE
 from impact_lightning.sae.threshold import calibrate
 from impact_lightning.types import UserError
 
-MEASURES = ("fvu", "ev", "nmse_origin", "cosine", "l0", "dead")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up, a plateau, and a linear decay to zero.
-
-    Args:
-        warmup_steps: Steps of warm-up.
-        decay: Share of all steps at the end over which the learning rate falls to zero.
-    """
-
-    warmup_steps: int = 1000
-    decay: float = 0.2
-
-    def factor(self, step: int, total: int) -> float:
-        """Return the factor of the learning rate at a step."""
-        rise = (step + 1) / max(1, self.warmup_steps)
-        fall = (total - step) / max(1.0, self.decay * total)
-        return max(0.0, min(1.0, rise, fall))
+MEASURES = ("fvu", "ev", "nmse_origin", "cosine", "bias", "l0", "dead", "ultra_low")  # of every validation
 
 
 class LitSAE(LightningModule):
@@ -60,11 +46,16 @@ class LitSAE(LightningModule):
         lr: Learning rate of Adam.
         betas: Decay rates of Adam's two moments.
         max_norm: Clip the gradient of each dictionary to this norm.
-        schedule: Course of the learning rate.
+        schedule: Courses of the learning rate, of k and of penalties.
+        scaling: How activations are scaled: to mean 0 and length √D, to a mean square of 1, each token by itself, or
+            not at all.
+        centre: Where the decoder's bias begins.
         calibration_batches: Batches of the validation split, on each rank, that set the thresholds of inference.
+        embedding: An image encoder that has nothing to do with the model; `test` asks it which images look alike.
     """
 
     unit = "tokens"  # of which the progress bar counts how many a second
+    is_random = True  # without a checkpoint there is nothing to measure
 
     def __init__(
         self,
@@ -77,7 +68,10 @@ class LitSAE(LightningModule):
         betas: tuple[float, float] = (0.9, 0.99),
         max_norm: float = 1.0,
         schedule: Schedule | None = None,
+        scaling: ScalingMode = "mean_norm",
+        centre: Centre = "mean",
         calibration_batches: int = 64,
+        embedding: Backbone | None = None,
     ) -> None:
         super().__init__()
         if not kinds:
@@ -93,49 +87,64 @@ class LitSAE(LightningModule):
         self.betas = betas
         self.max_norm = max_norm
         self.schedule = schedule or Schedule()
+        self.scaling: ScalingMode = scaling
+        self.centre: Centre = centre
         self.calibration_batches = calibration_batches
+        self.embedding = embedding
         self.dictionaries = nn.ModuleDict()
         self.names: dict[str, str] = {}  # a module's name may hold no dots, a site's does
+        self.examiner: Examiner | None = None
         self.records: list[Record] = []
+        self.features: dict[str, tuple[Features, Description]] = {}
+        self.densities: dict[str, Tensor] = {}  # log histograms of the last validation
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     # ------------------------------------------------------------------------------------------------ building
 
-    def configure_model(self) -> None:
-        """Build the dictionaries, once the data knows how wide its sites are."""
-        if len(self.dictionaries):
-            return
+    @property
+    def data(self) -> ActivationDataModule:
+        """The activations that are read."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, ActivationDataModule):
             raise UserError(
                 f"LitSAE reads activations: use LiveActivations or CachedActivations, not {type(data).__name__}"
             )
+        return data
+
+    def configure_model(self) -> None:
+        """Build the dictionaries, once the data knows how wide its sites are."""
+        if len(self.dictionaries):
+            return
+        data = self.data
         targets = [] if self.target is None else [self.target]
         sites = self.sites or [site for site in data.sites if site not in targets]
         widths = {site: data.width(site) for site in [*sites, *targets]}
+        d_out = {} if self.target is None else {"d_out": widths[self.target]}
         for site, (number, kind), expansion, seed in product(sites, enumerate(self.kinds), self.expansions, self.seeds):
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                n_latents = round(expansion * widths[site])
-                sae = kind(widths[site], n_latents) if self.target is None else self._transcoder(kind, site, widths)
+                sae: SAE = kind(widths[site], round(expansion * widths[site]), **d_out)
             name = f"{site}/{number}-{type(sae).__name__}-x{expansion:g}-s{seed}"
             self.names[name.replace(".", "_")] = name
-            self.dictionaries[name.replace(".", "_")] = Dictionary(sae, site, self.target, widths)
-
-    def _transcoder(self, kind: Any, site: str, widths: dict[str, int]) -> SAE:
-        assert self.target is not None
-        sae: SAE = kind(widths[site], round(self.expansions[0] * widths[site]), d_out=widths[self.target])
-        return sae
+            self.dictionaries[name.replace(".", "_")] = Dictionary(sae, site, self.target, widths, self.scaling)
 
     def on_fit_start(self) -> None:
-        """Scale inputs by what the data knows of its sites; a run that continues has this in its checkpoint."""
-        if self.trainer.ckpt_path is not None:
-            return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        """Say how long the training is, and begin with what the data knows of its sites, unless a run continues."""
+        trainer: Any = self.trainer
         for _, dictionary in self._each():
-            dictionary.scaling.fit(*data.statistics(dictionary.site))
-            if dictionary.target is not None and dictionary.target_scaling is not None:
-                dictionary.target_scaling.fit(*data.statistics(dictionary.target))
+            dictionary.sae.dead.expect(int(trainer.estimated_stepping_batches) * self.data.batch_size)
+            if isinstance(dictionary.sae, SparseSAE) and trainer.accumulate_grad_batches == 1:
+                dictionary.sae.take_shortcuts()
+        if trainer.ckpt_path is not None:  # the checkpoint has it
+            return
+        used = {site for _, d in self._each() for site in (d.site, d.output_site)}
+        known = {
+            site: (self.data.statistics(site), self.data.sample(site).to(self.device))
+            for site in self.data.sites
+            if site in used
+        }
+        for _, dictionary in self._each():
+            dictionary.fit(known, self.centre)
 
     def _each(self) -> list[tuple[str, Dictionary]]:
         """Return the dictionaries and their names."""
@@ -156,13 +165,16 @@ class LitSAE(LightningModule):
             ]
         )
         total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.learning_rate(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
         """Return the sum of all losses: no dictionary's gradient depends on another's."""
-        losses = []
+        losses, trainer = [], self.trainer
+        total = int(trainer.estimated_stepping_batches)
         for name, dictionary in self._each():
+            dictionary.sae.k_factor = self.schedule.k(self.global_step, total)
+            dictionary.sae.penalty_factor = self.schedule.penalty(self.global_step, total)
             objective = dictionary.objective(batch.activations)
             losses.append(objective.loss)
             self._log(name, dictionary, objective, batch)
@@ -207,45 +219,34 @@ class LitSAE(LightningModule):
         if self.trainer.sanity_checking:
             return
         for _, dictionary in self._each():
-            dictionary.measure(batch.activations)
+            dictionary.measure(dictionary.infer(batch.activations))
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures over all ranks."""
         if self.trainer.sanity_checking:
             return
         for name, dictionary in self._each():
+            self.densities[name] = dictionary.density.compute().histogram
             values = dictionary.collect()
             self.log_dict({f"val/{name}/{key}": values[key] for key in MEASURES}, sync_dist=True)
 
+    # ------------------------------------------------------------------------------------------------- testing
+
+    def on_test_start(self) -> None:
+        """Make room for everything that is counted."""
+        embedding = None if self.embedding is None else Embedding(self.embedding)
+        self.examiner = Examiner(dict(self._each()), self.data, embedding, self.device)
+
     def test_step(self, batch: ActivationBatch, batch_idx: int) -> None:
-        """Measure one batch."""
-        self.validation_step(batch, batch_idx)
+        """Examine one batch."""
+        assert self.examiner is not None
+        self.examiner.update(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Turn the measures over all ranks into records."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.records = []
-        for name, dictionary in self._each():
-            values = dictionary.collect()
-            self.records += [
-                Record(
-                    measure=key,
-                    version=1,
-                    value=values[key],
-                    n=int(values["n"]),
-                    seed=self.seed,
-                    protocol={
-                        **data.protocol(),
-                        "site": dictionary.site,
-                        "target": dictionary.target,
-                        "codes": "inference",
-                    },
-                    weights=fingerprint(dictionary.sae),
-                    data=data.fingerprint("test"),
-                    of=name,
-                )
-                for key in MEASURES
-            ]
+        """Turn what was counted over all ranks into records and features."""
+        assert self.examiner is not None
+        self.records, self.features = self.examiner.conclude(self.seed)
+        self.examiner = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the seed, and what `export` has to know."""

@@ -23,7 +23,7 @@ class SparseSAE(SAE):
         k: Active latents per token.
         d_out: Width of the target of a transcoder; None makes an autoencoder.
         skip: Whether a transcoder adds a linear map of its input.
-        dead_after: Tokens of silence after which a latent counts as dead.
+        dead_after: See `SAE`.
         k_aux: Dead latents per token that help to explain the error; None takes half of the output's width.
         aux_weight: Weight of AuxK in the loss.
         aux_relu: Whether AuxK uses positive pre-activations only.
@@ -37,7 +37,7 @@ class SparseSAE(SAE):
         k: float = 32,
         d_out: int | None = None,
         skip: bool = False,
-        dead_after: int = 10_000_000,
+        dead_after: int | None = None,
         k_aux: int | None = None,
         aux_weight: float = 1 / 32,
         aux_relu: bool = True,

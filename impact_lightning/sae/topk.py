@@ -30,10 +30,10 @@ class TopK(SparseSAE):
     def choose(self, xc: Tensor, n_tokens: int) -> Codes:
         """See `SparseSAE.choose`."""
         parts = []
-        height = max(1, TILE // self.n_latents)
+        height, k = max(1, TILE // self.n_latents), max(1, round(self.k * self.k_factor))
         for start in range(0, len(xc), height):
             z = torch.addmm(self.b_enc, xc[start : start + height], self.w_enc.T)  # (height, F)
-            rows, latents = largest_of_row(z, int(self.k)).nonzero(as_tuple=True)
+            rows, latents = largest_of_row(z, k).nonzero(as_tuple=True)
             parts.append(Codes(rows + start, latents, z[rows, latents]))
         rows, latents, values = (torch.cat(column) for column in zip(*parts, strict=True))
         order = torch.argsort(latents, stable=True)  # rows ascend within a latent

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from impact_lightning.results import Record, read_results, write_results
@@ -35,21 +36,31 @@ class ResultsWriter(Callback):
         write_results(path, pl_module.records)
         for run in wandb_runs(trainer):
             _track(run, pl_module.records)
-        Console().print(records_table(pl_module.records))
+        for table in records_tables(pl_module.records):
+            Console().print(table)
 
 
-def records_table(records: list[Record]) -> Table:
-    """Return a table of records: value, interval, null, and the samples behind them."""
-    table = Table(title="results", title_justify="left")
-    for name, justify in (("measure", "left"), ("value", "right"), ("95 % interval", "right"), ("null", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # rich names a literal type
-    table.add_column("samples", justify="right")
-    table.add_column("notes")
+def records_tables(records: list[Record]) -> list[Table]:
+    """Return a table for each thing that was measured: values, intervals, nulls, and the samples behind them."""
+    groups: dict[str, list[Record]] = {}
     for record in records:
-        name = f"{record.measure} {record.of}".strip()
+        groups.setdefault(record.of, []).append(record)
+    return [_table(of or "results", group) for of, group in groups.items()]
+
+
+def _table(title: str, records: list[Record]) -> Table:
+    has_notes = any(record.notes for record in records)
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("measure", no_wrap=True)
+    for name in ("value", "95 % interval", "null", "samples"):
+        table.add_column(name, justify="right")
+    if has_notes:
+        table.add_column("notes")
+    for record in records:
         interval = f"{record.interval.low:.4f} – {record.interval.high:.4f}" if record.interval else "–"
         null = f"{record.null.value:.4f}" if record.null else "–"
-        table.add_row(name, f"{record.value:.4f}", interval, null, f"{record.n:,}", "; ".join(record.notes))
+        notes = [escape("; ".join(record.notes))] if has_notes else []
+        table.add_row(record.measure, f"{record.value:.4f}", interval, null, f"{record.n:,}", *notes)
     return table
 
 

@@ -1,8 +1,11 @@
 """Cached activations are shuffled, resumed exactly, the same on any number of ranks, and never wrong."""
 
 import json
+import os
+import threading
 import tracemalloc
-from itertools import islice
+from collections.abc import Generator
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,13 @@ import pytest
 import torch
 
 from impact_lightning.activations import ActivationBatch, CachedActivations, Tokens
-from impact_lightning.activations.cached import CachedLoader
+from impact_lightning.activations.cached import CachedEvalLoader, CachedLoader
 from impact_lightning.activations.manifest import Configuration, Manifest, Origin
 from impact_lightning.activations.shards import Shards, read_record, write_shard
+from impact_lightning.activations.stored_array import StoredArray
 from impact_lightning.backbones import Backbone
 from impact_lightning.types import UserError
-from tests.activations.tiny import SITES, make_backbone, make_shards
+from tests.activations.tiny import LENGTH, N_IMAGES, SITES, make_backbone, make_shards
 from tests.distributed import run_distributed
 
 WIDTH, ROWS = 6, (50, 0, 37, 50)  # rows of each shard; one lost all its images
@@ -138,7 +142,57 @@ def test_never_holds_more_than_its_buffer(tmp_path: Path) -> None:
         pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4096 * bytes_per_row < rows * bytes_per_row / 4
+    assert peak < 3 * 4096 * bytes_per_row < rows * bytes_per_row / 2  # two buffers and a few batches
+
+
+def test_an_iterator_that_was_left_shares_no_memory_with_the_next(numbers: Path) -> None:
+    loader = make(numbers)
+    left = iter(loader)
+    first = next(left)
+    assert [rows_of(first), *epochs(loader, 1)] == by_hand(0)
+    assert rows_of(next(left)) == by_hand(0)[1]
+
+
+def test_leaving_early_ends_the_thread(numbers: Path) -> None:
+    before = threading.active_count()
+    batches = iter(make(numbers))
+    next(batches)
+    assert threading.active_count() > before
+    assert isinstance(batches, Generator)
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_leaving_early_does_not_wait_for_the_buffer(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, is_left = make(numbers), threading.Event()
+    is_left.set()
+    monkeypatch.setattr(os, "preadv", None)  # nothing is read any more
+    loader._read(0, 0, is_left)
+
+
+def test_short_reads_are_continued(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, memory, place: preadv(file, [memory[0][:7]], place))
+    assert epochs(make(numbers), 1) == by_hand(0)
+
+
+def test_images_are_not_split_over_evaluation_batches(tmp_path: Path, backbone: Backbone) -> None:
+    root = make_shards(tmp_path, backbone)
+    for size, images in ((12, 2), (3, 1), (45, 9)):  # of 5 tokens; shards hold 8 images
+        batches = list(CachedActivations(root, root, batch_size=10, eval_batch_size=size).val_dataloader())
+        expected = torch.arange(N_IMAGES).split(images)
+        assert [batch.image.tolist() for batch in batches] == [e.repeat_interleave(LENGTH).tolist() for e in expected]
+
+
+@pytest.mark.parametrize("tokens", [Tokens("patches"), Tokens("random", 3), Tokens("cls")])
+def test_whole_images_of_any_tokens(tmp_path: Path, backbone: Backbone, tokens: Tokens) -> None:
+    data = CachedActivations(make_shards(tmp_path, backbone, tokens=tokens), batch_size=10, eval_batch_size=9)
+    t = {"patches": 4, "random": 3, "cls": 1}[tokens.kind]
+    assert data.shards["train"].per_image == t
+    sizes = [len(batch.image) for batch in CachedEvalLoader(data.shards["train"], data.sites, 9)]
+    assert sizes[0] == 9 // t * t
+    assert sum(sizes) == N_IMAGES * t
+    assert all(size % t == 0 for size in sizes)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +235,61 @@ def test_refuses_a_flipped_bit(root: Path, name: str, place: int) -> None:
         read_everything(root)
 
 
+def test_refuses_a_byte_that_flips_after_opening(root: Path) -> None:
+    loader = CachedActivations(root, batch_size=10, block_rows=5, buffer_blocks=4).train_dataloader()
+    path = root / SITES[1] / "00002.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    before = threading.active_count()
+    with pytest.raises(UserError, match=rf"{path} is damaged: rows 0 to 29 do not have their checksum"):
+        list(loader)
+    assert threading.active_count() == before
+
+
+def test_any_flipped_bit_of_a_header_is_refused_or_means_the_same(root: Path) -> None:
+    array = Shards(root).arrays[0][SITES[1]]
+    content = array.path.read_bytes()
+    n_refused = 0
+    for place, bit in product(range(array.offset), range(8)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << bit
+        array.path.write_bytes(damaged)
+        try:
+            StoredArray(array.path, *array.shape, "float16", array.stored).check()
+        except UserError as error:
+            n_refused += str(error).startswith(str(array.path))
+    assert n_refused >= 8 * array.offset - 5
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000])
+def test_refuses_a_file_cut_short_after_opening(root: Path, size: int) -> None:
+    loader = CachedActivations(root, batch_size=10, block_rows=5).train_dataloader()
+    path = root / SITES[1] / "00001.npy"
+    with path.open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(UserError, match=rf"{path} (was cut short|cannot be read).*; run `extract` again"):
+        list(loader)
+
+
+def test_refuses_a_file_cut_short_between_two_epochs(root: Path) -> None:
+    loader = CachedActivations(root, batch_size=10, block_rows=5).train_dataloader()
+    list(loader)
+    path = root / SITES[1] / "00001.npy"
+    with path.open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(UserError, match=rf"{path} was cut short while it was read; run `extract` again"):
+        list(loader)
+
+
+def test_refuses_a_file_that_vanished_after_opening(root: Path) -> None:
+    loader = CachedActivations(root, batch_size=10, block_rows=5).train_dataloader()
+    path = root / SITES[1] / "00001.npy"
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{path} cannot be read \(.*No such file"):
+        list(loader)
+
+
 def test_refuses_a_missing_manifest(root: Path) -> None:
     (root / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest\.json does not exist: .* incomplete .* run `extract` again"):
@@ -202,6 +311,15 @@ def test_refuses_a_manifest_that_is_not_what_was_written(root: Path, change: Any
     change(content)
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=rf"manifest\.json {message}"):
+        CachedActivations(root)
+
+
+@pytest.mark.parametrize("change", [lambda shard: shard.update(rows=4096), lambda shard: shard["arrays"].popitem()])
+def test_refuses_a_shard_that_does_not_fit_its_checksums(root: Path, change: Any) -> None:
+    content = json.loads((root / "manifest.json").read_text())
+    change(content["shards"][1])
+    (root / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"{root}: what is said of shard 1 does not fit its rows and sites"):
         CachedActivations(root)
 
 
@@ -250,6 +368,10 @@ def test_refuses_a_batch_that_no_buffer_fills(root: Path) -> None:
 def test_refuses_settings_that_cannot_be(root: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CachedActivations(root, **settings)
+
+
+def test_nothing_is_noted_of_a_whole_split(root: Path) -> None:
+    assert CachedActivations(root).notes("train") == ()
 
 
 def test_refuses_a_split_that_was_not_given(root: Path) -> None:

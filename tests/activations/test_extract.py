@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from impact_lightning.activations import Tokens, extract, manifest
+from impact_lightning.activations import CachedActivations, Tokens, extract, manifest
 from impact_lightning.activations import shards as shards_module
 from impact_lightning.activations.batch import site_statistics
 from impact_lightning.activations.frozen import FrozenBackbone
@@ -251,6 +251,8 @@ def test_damaged_images_are_left_out(tmp_path: Path, backbone: Backbone) -> None
     )
     shards = Shards(tmp_path / "out")
     assert len(shards) == 5 * LENGTH
+    notes = CachedActivations(tmp_path / "out").notes("train")
+    assert notes == ("1 damaged samples left out when the activations were extracted",)
     assert sorted(set(shards.rows("index", np.arange(len(shards)))[:, 0].tolist())) == [
         0,
         2,

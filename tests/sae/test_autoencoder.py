@@ -6,7 +6,6 @@ import torch
 from impact_lightning.sae import SAE, BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from impact_lightning.sae.optimizer import DictionaryAdam
 from impact_lightning.types import UserError
-from tests.distributed import run_distributed
 
 VARIANTS: list[type[SAE]] = [BatchTopK, Matryoshka, TopK, ReLU, JumpReLU, Gated]
 
@@ -92,17 +91,6 @@ def test_rows_of_the_decoder_begin_with_unit_length_and_as_the_encoder(variant: 
     torch.testing.assert_close(sae.w_dec.norm(dim=1), torch.ones(32))
     assert torch.equal(sae.w_dec, sae.w_enc)
     assert sae.w_dec.data_ptr() != sae.w_enc.data_ptr()
-
-
-def bias_of_rank(rank: int) -> list[float]:
-    sae = TopK(12, 32)
-    sae.initialise(sample()[:30] if rank == 0 else sample()[30:])
-    return [float(value) for value in sae.b_dec.detach()]
-
-
-def test_the_bias_begins_at_the_mean_of_all_ranks() -> None:
-    mean = sample().mean(0).tolist()
-    assert run_distributed(bias_of_rank) == [pytest.approx(mean, abs=1e-6)] * 2
 
 
 def test_refuses_a_target_for_an_autoencoder_and_none_for_a_transcoder() -> None:

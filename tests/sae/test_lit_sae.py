@@ -10,7 +10,6 @@ from torch import Tensor
 
 from impact_lightning import cli
 from impact_lightning.backbones import Backbone
-from impact_lightning.results import read_results
 from impact_lightning.sae import BatchTopK, ReLU
 from impact_lightning.sae.export import export
 from impact_lightning.sae.saelens import read_saelens
@@ -107,15 +106,6 @@ def test_two_ranks_have_the_curves_of_one(uninterrupted: Path, weights: Path, tm
         assert two[key] == pytest.approx(one[key], rel=1e-5 if key[1].endswith("/fvu") else 1e-6), key
 
 
-def test_a_test_writes_records_of_every_dictionary(uninterrupted: Path, weights: Path) -> None:
-    words = ["test", f"--config={CONFIG}", f"--dir={uninterrupted}", "--ckpt_path=last"]
-    assert in_a_process(lambda: cli.main([*words, f"--data.backbone.weights={weights}"])) == 0
-    records = read_results(uninterrupted / "results.json")
-    assert len({record.of for record in records}) == 8
-    assert {record.measure for record in records} == {"fvu", "ev", "nmse_origin", "cosine", "l0", "dead"}
-    assert {record.n for record in records} == {16 * 5}  # four patches and a class token of each image
-
-
 def test_an_export_encodes_raw_activations_as_the_module_does(uninterrupted: Path, tmp_path: Path) -> None:
     cli.main(["export", str(uninterrupted / "checkpoints" / "last.ckpt"), f"--out={tmp_path}"])
     content = torch.load(uninterrupted / "checkpoints" / "last.ckpt", weights_only=True)
@@ -132,7 +122,7 @@ def test_an_export_encodes_raw_activations_as_the_module_does(uninterrupted: Pat
         codes = sae.encode(scaling(x))
         exported = read_saelens(tmp_path / name)
         torch.testing.assert_close(
-            exported.decode(exported.encode(x)), scaling.undo(sae.decode(codes)), rtol=1e-4, atol=1e-5
+            exported.decode(exported.encode(x)), scaling.undo(sae.decode(codes), x), rtol=1e-4, atol=1e-5
         )
         assert torch.equal(exported.encode(x) > 0, codes > 0)
 
@@ -150,3 +140,56 @@ def test_the_held_out_l0_of_batch_topk_is_k(uninterrupted: Path) -> None:
     for row in rows:
         l0 = float(row["val/blocks.1.resid_post/0-BatchTopK-x2-s0/l0"])
         assert l0 == pytest.approx(3, abs=1 / 80)  # 80 tokens, all of them calibrate
+
+
+def test_an_export_folds_a_mean_square_of_one(weights: Path, tmp_path: Path) -> None:
+    words = ("--model.scaling=unit_msq", "--model.centre=geometric_median", "--model.kinds=[{class_path: ReLU}]")
+    assert in_a_process(lambda: fit(tmp_path, weights, *words, "--trainer.max_epochs=1")) == 0
+    cli.main(["export", str(tmp_path / "checkpoints" / "last.ckpt"), f"--out={tmp_path / 'out'}"])
+    name, prefix = "blocks.0.resid_post/0-ReLU-x2-s0", "dictionaries.blocks_0_resid_post/0-ReLU-x2-s0."
+    tensors = {key.removeprefix(prefix): value for key, value in state(tmp_path).items() if key.startswith(prefix)}
+    sae, scaling = ReLU(24, 48), Scaling(24, "unit_msq")
+    sae.load_state_dict({key.removeprefix("sae."): value for key, value in tensors.items() if key.startswith("sae.")})
+    scaling.load_state_dict({"mean": tensors["scaling.mean"], "scale": tensors["scaling.scale"]})
+    x = 3 * torch.randn(50, 24, generator=torch.Generator().manual_seed(0)) + 1
+    exported = read_saelens(tmp_path / "out" / name)
+    torch.testing.assert_close(exported.decode(exported.encode(x)), scaling.undo(sae(scaling(x)), x))
+
+
+def test_an_export_refuses_what_cannot_be_folded(weights: Path, tmp_path: Path) -> None:
+    words = ("--model.scaling=layer_norm", "--model.kinds=[{class_path: ReLU}]", "--trainer.max_epochs=1")
+    assert in_a_process(lambda: fit(tmp_path, weights, *words)) == 0
+    with pytest.raises(UserError, match=r"blocks\.0\.resid_post.*layer_norm"):
+        export(tmp_path / "checkpoints" / "last.ckpt", out=tmp_path / "out")
+
+
+def test_transcoders_of_two_widths_train_in_one_fit(weights: Path, tmp_path: Path) -> None:
+    words = (
+        "--model.sites=[blocks.0.resid_post]",
+        "--model.target=blocks.1.resid_post",
+        "--model.expansions=[1, 2]",
+        "--model.seeds=[0]",
+        "--model.kinds=[{class_path: TopK, init_args: {k: 3, skip: true}}]",
+    )
+    assert in_a_process(lambda: fit(tmp_path, weights, *words)) == 0
+    curve = curves(tmp_path)
+    for name in ("train/blocks.0.resid_post/0-TopK-x1-s0/fvu", "train/blocks.0.resid_post/0-TopK-x2-s0/fvu"):
+        last = max(step for step, key in curve if key == name)
+        assert curve[last, name] < curve[0, name]
+
+
+def test_k_follows_its_schedule(weights: Path, tmp_path: Path) -> None:
+    words = (
+        "--model.kinds=[{class_path: BatchTopK, init_args: {k: 3}}, {class_path: TopK, init_args: {k: 3}}]",
+        "--model.schedule.k_start=4",
+        "--model.schedule.k_share=0.5",
+        "--model.seeds=[0]",
+    )
+    assert in_a_process(lambda: fit(tmp_path, weights, *words)) == 0
+    curve = curves(tmp_path)
+    steps = max(step for step, _ in curve) + 1
+    for kind in ("0-BatchTopK", "1-TopK"):
+        l0 = [curve[step, f"train/blocks.0.resid_post/{kind}-x2-s0/l0"] for step in range(steps)]
+        assert l0[0] == 12
+        assert l0[-1] == 3
+        assert sorted(l0, reverse=True) == l0

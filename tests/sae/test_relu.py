@@ -40,7 +40,7 @@ def test_a_schedule_can_warm_the_penalty_up() -> None:
     x = problem("random").x.detach()
     sae = ReLU(10, 60).double()
     full = sae.objective(x).penalty
-    sae.penalty_scale = 0.25
+    sae.penalty_factor = 0.25
     torch.testing.assert_close(sae.objective(x).penalty, 0.25 * full)
 
 
