@@ -88,7 +88,7 @@ def sae(
 
 
 def together(dictionaries: int = 8, steps: int = 60) -> list[dict[str, Any]]:
-    """Train several dictionaries in one pass over live activations; the floor is as many passes without the saved forwards.
+    """Train several dictionaries in one pass over live activations; the floor: as many passes less the saved forwards.
 
     What is timed is Lightning's training loop, from its start to its end, of the real LitSAE on a small ViT. The
     forwards that a pass needs are timed by going through the same loader alone.

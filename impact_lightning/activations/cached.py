@@ -99,9 +99,7 @@ class CachedActivations(ActivationDataModule):
     @property
     def per_image(self) -> int:
         """Return how many tokens are stored of each image."""
-        shards = self._split("train")
-        image = shards.rows(INDEX, np.arange(min(self.origin.sequence, len(shards))))[:, 0]
-        return int((image == image[0]).sum())
+        return self._split("train").per_image
 
     def class_names(self, name: Split) -> list[str]:
         """Return the labels themselves: shards do not hold their names."""
@@ -123,8 +121,8 @@ class CachedActivations(ActivationDataModule):
             seed=self.seed,
         )
 
-    def _eval_loader(self, name: Split) -> "CachedEvalLoader":
-        return CachedEvalLoader(self._split(name), self.sites, self.eval_batch_size)
+    def _eval_loader(self, name: Split, at_most: int | None = None) -> "CachedEvalLoader":
+        return CachedEvalLoader(self._split(name), self.sites, self.eval_batch_size, at_most)
 
     def _split(self, name: Split) -> Shards:
         if name not in self.shards:
@@ -207,13 +205,14 @@ class CachedLoader(BufferedLoader):
 
 
 class CachedEvalLoader:
-    """Every row once, in batches of whole images that are dealt to the ranks in turn."""
+    """Every row once, in batches of whole images that are dealt to the ranks in turn. Or some of these batches."""
 
-    def __init__(self, shards: Shards, sites: list[str], batch: int) -> None:
+    def __init__(self, shards: Shards, sites: list[str], batch: int, at_most: int | None = None) -> None:
         self.shards = shards
         self.names = [INDEX, *sites]
         images = max(1, batch // shards.per_image)
-        self.order = EvalOrder(len(shards), images * shards.per_image)
+        order = EvalOrder(len(shards), images * shards.per_image)
+        self.order = order if at_most is None else order.thinned(at_most)
 
     def __len__(self) -> int:
         """Return the number of batches of this rank."""

@@ -108,9 +108,9 @@ class LiveActivations(ActivationDataModule):
         self.frozen.model.to(self._device())
         return LiveLoader(self)
 
-    def _eval_loader(self, name: Split) -> "LiveEvalLoader":
+    def _eval_loader(self, name: Split, at_most: int | None = None) -> "LiveEvalLoader":
         self.frozen.model.to(self._device())
-        return LiveEvalLoader(self, name)
+        return LiveEvalLoader(self, name, at_most)
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
@@ -195,15 +195,17 @@ class LiveLoader(BufferedLoader):
 
 
 class LiveEvalLoader:
-    """Every image once: all kept tokens of one image batch are one batch of rows."""
+    """Every image once: all kept tokens of one image batch are one batch of rows. Or some of these batches."""
 
-    def __init__(self, activations: LiveActivations, name: Split) -> None:
+    def __init__(self, activations: LiveActivations, name: Split, at_most: int | None = None) -> None:
         self.frozen = activations.frozen
         self.images = activations.data
         split = readable_split(self.images, name)
         order = EvalOrder(len(split), activations.image_batch_size)
+        order = order if at_most is None else order.thinned(at_most)
         self.loader = EvalLoader(split, order, workers=self.images.workers)
-        self.images.loaders[name] = self.loader  # it knows which images were damaged
+        if at_most is None:
+            self.images.loaders[name] = self.loader  # it knows which images were damaged
 
     def __len__(self) -> int:
         """Return the number of batches of this rank."""

@@ -93,8 +93,17 @@ class ActivationDataModule(LightningDataModule):
         """Return a loader at the start of the first epoch."""
 
     @abstractmethod
-    def _eval_loader(self, name: Split) -> Iterable[ActivationBatch]:
-        """Return every row of a split once, in batches that are dealt to the ranks in turn."""
+    def _eval_loader(self, name: Split, at_most: int | None = None) -> Iterable[ActivationBatch]:
+        """Return every row of a split once, in batches that are dealt to the ranks in turn.
+
+        Args:
+            name: The split.
+            at_most: Only so many batches over all ranks together, spread evenly over the split.
+        """
+
+    def held_out(self, at_most: int) -> Iterable[ActivationBatch]:
+        """Return at most so many batches of the validation split, over all ranks together, spread evenly."""
+        return self._eval_loader("val", at_most)
 
     def train_dataloader(self) -> BufferedLoader:
         """Return endless batches in a seeded order, from the place where the former loader or a checkpoint left off."""

@@ -1,6 +1,6 @@
 """The order in which samples are seen: a pure function of seed, epoch and step, the same on every rank."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -46,15 +46,21 @@ class TrainOrder:
 
 @dataclass(frozen=True)
 class EvalOrder:
-    """All rows once, in their own order; the last batch may be short."""
+    """All rows once, in their own order; the last batch may be short. With a stride, every so-manieth batch of them."""
 
     rows: int
     batch: int
+    stride: int = 1
 
     def __len__(self) -> int:
         """Return the number of batches over all ranks together."""
-        return -(-self.rows // self.batch)
+        return -(-self.rows // (self.batch * self.stride))
 
     def rows_at(self, step: int) -> Rows:
         """Return the rows of one batch."""
-        return np.arange(step * self.batch, min((step + 1) * self.batch, self.rows))
+        start = step * self.stride * self.batch
+        return np.arange(start, min(start + self.batch, self.rows))
+
+    def thinned(self, at_most: int) -> "EvalOrder":
+        """Return an order of at most so many batches, spread evenly: neighbours are often of one class."""
+        return replace(self, stride=self.stride * -(-len(self) // at_most))

@@ -16,14 +16,14 @@ class Gated(DenseSAE):
     With `p = W_enc (x − b_dec)`: gate `π = p + b_enc`, magnitude `m = exp(r_mag)·p + b_mag`, codes `1[π > 0]·relu(m)`.
     The loss adds `λ Σ_j relu(π_j) ‖d_j‖` and the error of reconstructing from `relu(π)` with a detached decoder.
 
+    The decoder's rows keep unit length: free ones shrink to escape the penalty, and `r_mag` makes up for it.
+
     Args:
         d_in: Width of the input.
         n_latents: Number of features.
         sparsity_weight: λ.
         options: See `SAE`.
     """
-
-    unit_decoder = False
 
     def __init__(self, d_in: int, n_latents: int, *, sparsity_weight: float = 1.0, **options: Any) -> None:
         super().__init__(d_in, n_latents, **options)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ class LitSAE(LightningModule):
         scaling: How activations are scaled: to mean 0 and length √D, to a mean square of 1, each token by itself, or
             not at all.
         centre: Where the decoder's bias begins.
-        calibration_batches: Batches of the validation split, on each rank, that set the thresholds of inference.
+        calibration_batches: Batches that set the thresholds of inference, at most, spread evenly over the validation
+            split.
         embedding: An image encoder that has nothing to do with the model; `test` asks it which images look alike.
     """
 
@@ -203,16 +204,16 @@ class LitSAE(LightningModule):
         """Calibrate the thresholds of inference on held-out tokens, for this validation and for the checkpoint."""
         if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
             return
-        for _, dictionary in self._each():
-            if isinstance(dictionary.sae, BatchTopK):
-                calibrate(dictionary.sae, partial(self._held_out, dictionary))
+        chosen = [d for _, d in self._each() if isinstance(d.sae, BatchTopK)]
+        if chosen:
+            calibrate([d.sae for d in chosen], partial(self._held_out, chosen))  # type: ignore[misc]  # chosen by kind
 
-    def _held_out(self, dictionary: Dictionary) -> Iterator[Tensor]:
-        """Yield what a dictionary reads of the first validation batches of this rank, the same ones on every call."""
+    def _held_out(self, dictionaries: list[Dictionary]) -> Iterator[list[Tensor]]:
+        """Yield what each dictionary reads of held-out batches of this rank, the same ones on every call."""
         trainer: Any = self.trainer
-        for batch in islice(trainer.val_dataloaders, min(self.calibration_batches, trainer.num_val_batches[0])):
+        for batch in self.data.held_out(self.calibration_batches):
             moved = trainer.strategy.batch_to_device(batch)
-            yield dictionary.inputs(moved.activations)[0]
+            yield [dictionary.inputs(moved.activations)[0] for dictionary in dictionaries]
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         """Measure one batch; before any training there is no threshold to measure with."""

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from impact_lightning.sae import threshold
 from impact_lightning.sae.batch_topk import BatchTopK
-from impact_lightning.sae.threshold import Calibration, calibrate
+from impact_lightning.sae.threshold import Calibration
 from impact_lightning.types import UserError
 from tests.distributed import run_distributed
 
@@ -19,6 +20,11 @@ def dictionary(k: float = 5, dtype: torch.dtype = torch.float32) -> BatchTopK:
 
 def tokens(n: int = 600, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(n, 16, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def calibrate(sae: BatchTopK, batches: Callable[[], list[Tensor]]) -> Calibration:
+    (found,) = threshold.calibrate([sae], lambda: [[x] for x in batches()])
+    return found
 
 
 def split(x: Tensor, size: int) -> Callable[[], list[Tensor]]:
@@ -89,3 +95,18 @@ def test_refuses_what_is_not_finite() -> None:
     x[3, 4] = torch.nan
     with pytest.raises(UserError, match="1 of 600 tokens"):
         calibrate(dictionary(), split(x, 100))
+
+
+def test_several_are_calibrated_in_the_passes_of_one() -> None:
+    passes = []
+
+    def batches() -> list[list[Tensor]]:
+        passes.append(1)
+        return [[x, 2 * x, x] for x in tokens().split(200)]
+
+    several = [dictionary(3), dictionary(5), dictionary(1000)]  # the last one ends after the first pass
+    found = threshold.calibrate(several, batches)
+    alone = [dictionary(3), dictionary(5), dictionary(1000)]
+    inputs = [tokens(), 2 * tokens(), tokens()]
+    assert found == [calibrate(sae, split(x, 600)) for sae, x in zip(alone, inputs, strict=True)]
+    assert len(passes) == 2
