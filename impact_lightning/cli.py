@@ -40,7 +40,11 @@ from impact_lightning.sae.lit_sae import LitSAE as LitSAE
 from impact_lightning.sae.matryoshka import Matryoshka as Matryoshka
 from impact_lightning.sae.relu import ReLU as ReLU
 from impact_lightning.sae.topk import TopK as TopK
+from impact_lightning.sparsity.keep_masks import KeepMasks
+from impact_lightning.sparsity.prune import prune
+from impact_lightning.sparsity.weight_sparse import WeightSparse as WeightSparse
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
+from impact_lightning.training.feature_pictures import FeaturePictures
 from impact_lightning.training.predictions import PredictionWriter
 from impact_lightning.training.progress import Progress
 from impact_lightning.training.rehearsal import is_rehearsal
@@ -50,7 +54,7 @@ from impact_lightning.training.throughput import Throughput, unit
 from impact_lightning.training.tracking import wandb_id, wandb_runs
 from impact_lightning.types import UserError
 
-VERBS: dict[str, Any] = {"extract": extract, "export": export}
+VERBS: dict[str, Any] = {"extract": extract, "export": export, "prune": prune}
 DESCRIPTION = f"Did sparsity make this vision transformer easier to understand? Also: {', '.join(VERBS)}."
 
 
@@ -142,6 +146,7 @@ class CLI(LightningCLI):
             config["logger"] = CSVLogger(str(self.folder), name="logs", version=number) if self.verb == "fit" else False
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         ours = [StepSeed(self._get(self.config, "seed_everything")), Throughput(), ResultsWriter(), PredictionWriter()]
+        ours += [KeepMasks(), FeaturePictures()]
         if config.get("enable_progress_bar") is not False:
             ours.append(Progress())
         config["callbacks"] = [*_as_list(config.get("callbacks")), *ours]

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from bench_activations import extract_speed, shards
 from bench_images import images
-from bench_sae import sae
+from bench_sae import sae, together
 from bench_scenes import scenes
+from bench_sparsity import wanda
 from bench_taps import taps
 
 BENCHMARKS: dict[str, Callable[..., Mapping[str, Any] | Sequence[Mapping[str, Any]]]] = {
@@ -28,6 +29,8 @@ BENCHMARKS: dict[str, Callable[..., Mapping[str, Any] | Sequence[Mapping[str, An
     "extract": extract_speed,
     "shards": shards,
     "sae": sae,
+    "together": together,
+    "wanda": wanda,
 }
 
 

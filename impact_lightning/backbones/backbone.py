@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from impact_lightning.files import refuse_flipped_bits
 from impact_lightning.types import UserError
 
+from .abs_topk import STATE, ActivationTopK
 from .sites import check_supported, unwrap
 
 ModelArgs = dict[str, int | float | bool | str | None]
@@ -37,6 +38,7 @@ class Backbone:
         new_head: Leave the head of `weights` out: it was trained for other classes, and begins anew.
         model_args: Changes to the architecture, passed on to timm: `img_size`, `patch_size`, `embed_dim`, `depth`, ...
         num_classes: Number of classes of the head; by default what the name says.
+        activation_topk: Activation sparsity at the eight sites of every block; none by default.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Backbone:
     new_head: bool = False
     model_args: ModelArgs = field(default_factory=dict)
     num_classes: int | None = None
+    activation_topk: ActivationTopK | None = None
 
     def build(self) -> VisionTransformer:
         """Return the model with its weights, in training mode as timm makes it."""
@@ -59,6 +62,8 @@ class Backbone:
         except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
             raise UserError(f"timm cannot build {self.name} with {args or 'no model_args'}: {error}") from error
         model = check_supported(model)
+        if self.activation_topk is not None:
+            self.activation_topk.attach(model)
         if self.weights is not None:
             load_weights(model, self.weights, new_head=self.new_head)
         return model
@@ -81,6 +86,12 @@ def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> Non
     """Load a local file into `model`; every key and shape has to fit, but for a head that begins anew."""
     weights = read_weights(path)
     expected = model.state_dict()
+    if STATE in weights and STATE not in expected:
+        raise UserError(
+            f"{path} was trained with activation sparsity: set backbone.activation_topk as its training did"
+        )
+    if STATE in expected:
+        weights.setdefault(STATE, expected[STATE])  # dense weights can begin a sparse training
     if new_head:
         heads = ("head.", "head_dist.")  # a distilled model has two
         weights = {name: value for name, value in weights.items() if not name.startswith(heads)}

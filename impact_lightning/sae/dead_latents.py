@@ -67,17 +67,27 @@ def dead_codes(xc: Tensor, weights: Weights, latents: Tensor, k: int, relu: bool
     return DeadCodes(latents, z * chosen, chosen)
 
 
-def aux_loss(error: Tensor, from_dead: Tensor) -> Tensor:
-    """Return `Σ‖e − ê‖² / Σ‖e − ē‖²`: the share of the error that dead latents leave unexplained.
+def aux_loss(error: Tensor, from_dead: Tensor, target: Tensor) -> Tensor:
+    """Return `Σ‖e − ê‖² / Σ‖e − ē‖² · Σ‖y − ȳ‖² / N`: the share of the error that dead latents leave unexplained.
 
-    Over the tokens of all ranks: each rank returns its part times the number of ranks, as ranks average gradients.
+    It is in units of the target's variance, as the reconstruction error is: a weight then means the same for
+    activations of any scale. With the share alone, AuxK is lost beside the error of rows of length √D, and latents stay
+    dead. Over the tokens of all ranks: each rank returns its part times the number of ranks, as ranks average
+    gradients.
 
     Args:
         error: What the living latents leave, `(B, D)`; a constant here.
         from_dead: Its reconstruction from dead latents, `(B, D)`.
+        target: What the output should be, `(B, D)`.
     """
     error = error.detach()
-    n_tokens, mean = all_sum(torch.tensor(float(len(error)), device=error.device)), all_sum(error.sum(0))
-    total = all_sum((error - mean / n_tokens).square().sum())
+    n_tokens = all_sum(torch.tensor(float(len(error)), device=error.device))
+    total, variance = _variation(error, n_tokens), _variation(target.detach(), n_tokens) / n_tokens
     share = (error - from_dead).square().sum() / torch.where(total > 0, total, 1)
-    return share * (total > 0) * rank_and_world()[1]
+    return share * (total > 0) * variance * rank_and_world()[1]
+
+
+def _variation(x: Tensor, n_tokens: Tensor) -> Tensor:
+    """Return `Σ‖x − x̄‖²` over all ranks."""
+    mean = all_sum(x.sum(0)) / n_tokens
+    return all_sum((x - mean).square().sum())

@@ -24,6 +24,7 @@ class Features(NamedTuple):
     image: Tensor  # (F, k) int64, those images
     token: Tensor  # (F, k) int64, the strongest token of each
     map: Tensor  # (F, k, t) float16, its activation on every kept token of each
+    active: Tensor  # (m,) int64, tokens on which 0, 1, 2, … latents fire
     class_counts: Tensor  # (F, C) int64, images of each class on which it fires
     class_images: Tensor  # (C,) int64, images of each class
     purity: Tensor  # (F,) float64, share of the most frequent label among its top images; nan under 10 images

@@ -43,7 +43,7 @@ class Findings(NamedTuple):
 
 
 def findings(examination: Examination, record: Recorder, labels: Tensor, lens: Tensor | None) -> Findings:
-    """Return what an examination says; all ranks call this together.
+    """Return what an examination says; all ranks call this together, once.
 
     Args:
         examination: After every batch.
@@ -165,6 +165,7 @@ def _features(examination: Examination, labels: Tensor, lens: Tensor | None) -> 
         image=maps.samples.image,
         token=maps.samples.token,
         map=maps.map,
+        active=examination.l0.compute()["histogram"],
         class_counts=counts.fired,
         class_images=counts.images,
         purity=purity.purity,

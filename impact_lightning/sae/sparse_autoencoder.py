@@ -25,7 +25,7 @@ class SparseSAE(SAE):
         skip: Whether a transcoder adds a linear map of its input.
         dead_after: See `SAE`.
         k_aux: Dead latents per token that help to explain the error; None takes half of the output's width.
-        aux_weight: Weight of AuxK in the loss.
+        aux_weight: Weight of AuxK in the loss; 1 would weigh an unexplained error like one of everything.
         aux_relu: Whether AuxK uses positive pre-activations only.
     """
 
@@ -110,7 +110,7 @@ class SparseSAE(SAE):
         losses = F.mse_loss(outputs, target.expand_as(outputs), reduction="none").sum((1, 2)) * weight  # (G,)
         aux = losses.new_zeros(())
         if dead:
-            aux = aux_loss(target - outputs[-1], from_dead) * self.aux_weight
+            aux = aux_loss(target - outputs[-1], from_dead, target) * self.aux_weight
         loss = losses[0] if len(losses) == 1 else losses @ losses.new_tensor(self.prefix_weights)
         return Objective(
             loss=loss + aux,

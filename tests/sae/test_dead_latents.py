@@ -42,7 +42,8 @@ def dense_aux(sae: BatchTopK, x: Tensor, relu: bool, k: int) -> Tensor:
     best = z[:, DEAD].topk(k, dim=1)
     values = best.values.relu() if relu else best.values
     from_dead = torch.zeros_like(z[:, DEAD]).scatter(1, best.indices, values) @ sae.w_dec[DEAD]
-    return (error - from_dead).square().sum() / (error - error.mean(0)).square().sum() / 32
+    share = (error - from_dead).square().sum() / (error - error.mean(0)).square().sum()
+    return share * (x - x.mean(0)).square().sum(1).mean() / 32
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -57,6 +58,12 @@ def test_loss_and_gradients_equal_dense_autograd(relu: bool, k: int) -> None:
     torch.testing.assert_close(made.loss, theirs, rtol=0, atol=1e-10)
     leaves = tuple(sae.parameters())
     assert_all_close(gradients(made.loss, leaves), gradients(theirs, leaves))
+
+
+def test_scaling_activations_scales_aux_as_the_error() -> None:
+    error, from_dead, target = torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scaled = aux_loss(3 * error, 3 * from_dead, 3 * target + 5)
+    torch.testing.assert_close(scaled, 9 * aux_loss(error, from_dead, target))
 
 
 def test_aux_moves_dead_encoder_rows_and_leaves_living_rows_alone() -> None:
@@ -76,7 +83,7 @@ def test_aux_moves_dead_encoder_rows_and_leaves_living_rows_alone() -> None:
 
 def test_aux_is_zero_without_an_error_to_explain() -> None:
     from_dead = torch.ones(4, 3, requires_grad=True)
-    loss = aux_loss(torch.full((4, 3), 2.0), from_dead)  # every token's error is the mean error
+    loss = aux_loss(torch.full((4, 3), 2.0), from_dead, torch.eye(4, 3))  # every token's error is the mean error
     loss.backward()
     assert loss.item() == 0
     assert from_dead.grad is not None
@@ -103,10 +110,10 @@ def test_a_latent_that_fires_on_another_rank_is_not_silent() -> None:
 
 def aux_of_rank(rank: int, error: Tensor, from_dead: Tensor) -> float:
     part = slice(0, 5) if rank == 0 else slice(5, None)
-    return float(aux_loss(error[part], from_dead[part]))
+    return float(aux_loss(error[part], from_dead[part], error[part] + 1))
 
 
 def test_ranks_share_the_variance_of_the_error() -> None:
     error, from_dead = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     parts = run_distributed(aux_of_rank, error, from_dead)
-    assert sum(parts) / 2 == pytest.approx(float(aux_loss(error, from_dead)), rel=1e-12)
+    assert sum(parts) / 2 == pytest.approx(float(aux_loss(error, from_dead, error + 1)), rel=1e-12)

@@ -145,6 +145,7 @@ def test_features_are_those_of_the_codes(features: tuple[Features, Description],
     found, about = features
     codes = literal.codes  # (N, T, F)
     torch.testing.assert_close(found.density, (codes > 0).double().mean((0, 1)))
+    assert torch.equal(found.active[:30], torch.bincount((codes > 0).sum(2).flatten(), minlength=49)[:30])
     for latent in range(codes.shape[2]):
         peaks = codes[..., latent].amax(1)
         best = sorted((i for i in range(N) if peaks[i] > 0), key=lambda i: (-float(peaks[i]), i))[:16]

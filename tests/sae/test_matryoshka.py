@@ -24,7 +24,9 @@ def test_loss_and_gradients_equal_dense_autograd(case: str, weights: list[float]
     error = errors[-1].detach()  # AuxK explains what the whole dictionary leaves
     best = z[:, :9].topk(5, dim=1)
     from_dead = torch.zeros_like(z[:, :9]).scatter(1, best.indices, best.values.relu()) @ sae.w_dec[:9]
-    theirs = theirs + (error + from_dead).square().sum() / (error - error.mean(0)).square().sum() / 32
+    variance = (task.x - task.x.mean(0)).square().sum(1).mean().detach()
+    share = (error + from_dead).square().sum() / (error - error.mean(0)).square().sum()
+    theirs = theirs + share * variance / 32
     leaves = tuple(sae.parameters())
     torch.testing.assert_close(made.loss, theirs, rtol=0, atol=1e-10)
     assert_all_close(gradients(made.loss, leaves), gradients(theirs, leaves))
