@@ -144,6 +144,8 @@ class CLI(LightningCLI):
             # The number is fixed here: left to the logger, forked ranks would each count on.
             number = len(list((self.folder / "logs").glob("version_*")))
             config["logger"] = CSVLogger(str(self.folder), name="logs", version=number) if self.verb == "fit" else False
+        if config.get("log_every_n_steps") == 0:
+            raise UserError("trainer.log_every_n_steps must be at least 1; trainer.logger: false logs nothing")
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         ours = [StepSeed(self._get(self.config, "seed_everything")), Throughput(), ResultsWriter(), PredictionWriter()]
         ours += [KeepMasks(), FeaturePictures()]
@@ -236,7 +238,7 @@ def main(args: ArgsType = None) -> None:
     _quiet()
     try:
         if words and words[0] in VERBS:
-            auto_cli(VERBS, args=words, parser_class=VerbParser)
+            auto_cli(VERBS, args=words, parser_class=VerbParser, prog="python -m impact_lightning")
             return
         CLI(
             LightningModule,

@@ -19,7 +19,7 @@ from bench_activations import extract_speed, shards
 from bench_images import images
 from bench_sae import sae, together
 from bench_scenes import scenes
-from bench_sparsity import wanda
+from bench_sparsity import sparse_train, wanda
 from bench_taps import taps
 
 BENCHMARKS: dict[str, Callable[..., Mapping[str, Any] | Sequence[Mapping[str, Any]]]] = {
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Callable[..., Mapping[str, Any] | Sequence[Mapping[str, An
     "sae": sae,
     "together": together,
     "wanda": wanda,
+    "sparse-train": sparse_train,
 }
 
 

@@ -16,7 +16,8 @@ from impact_lightning.results import read_results
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
-RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/*.yaml"))
+RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/*.yaml") if "prune_" not in path.name)
+PRUNINGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/prune_*.yaml"))  # of another verb
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +198,36 @@ def test_every_recipe_of_dictionaries_runs(
             *("--data.buffer_images=8", *what_a_recipe_leaves_open(recipe, pictures)),
         ]
     )
+
+
+@pytest.mark.parametrize("recipe", PRUNINGS)
+def test_every_recipe_of_a_pruning_runs_and_its_model_is_fine_tuned(
+    recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Backbone("vit_tiny_patch16_224", model_args=yaml.safe_load(SMALL), num_classes=2).build()
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    out = tmp_path / "sparse-{sparsity}.safetensors"
+    model = [f"--backbone.model_args={SMALL}", "--backbone.num_classes=2"]
+    weights = f"--backbone.weights={tmp_path / 'small.safetensors'}"
+    main(
+        ["prune", f"--config={ROOT / recipe}", weights, *model, f"--data.root={pictures}", f"--out={out}", "--images=8"]
+    )
+    assert "blocks.1.mlp.fc2" in capsys.readouterr().out
+    (sparse, *_) = sorted(path for path in tmp_path.glob("sparse-*.safetensors") if ".masks" not in path.name)
+    main(
+        [
+            *(
+                "fit",
+                f"--config={ROOT / 'configs' / 'finetune_pruned_cifar10.yaml'}",
+                f"--dir={tmp_path / 'run'}",
+                *ON_CPU,
+            ),
+            *(f"--model.backbone.model_args={SMALL}", f"--model.backbone.weights={sparse}", f"--data.root={pictures}"),
+            *("--data.batch_size=4", "--data.eval_batch_size=4", "--trainer.enable_progress_bar=false"),
+        ]
+    )
+    assert "masks kept" in capsys.readouterr().out
+    assert (tmp_path / "run" / "pruned.safetensors").exists()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

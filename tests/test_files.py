@@ -52,3 +52,13 @@ def test_without_hard_links_the_file_is_copied(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "last").write_bytes(b"one")
     link_or_copy(tmp_path / "last", tmp_path / "best")
     assert (tmp_path / "best").read_bytes() == b"one"
+
+
+def test_a_full_disk_is_said_of_the_file(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_write(tmp_path / "results.json"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: .*results\.json"):
+        write()
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from sys import getrefcount
 from threading import Event
 from typing import Any
 
@@ -161,7 +160,6 @@ class CachedLoader(BufferedLoader):
             seed=seed,
         )
         super().__init__(order, shards.manifest.digest()[:16])
-        self._batches = _Spare()
         self._spare: list[Memory] = []  # new memory would cost as much as the rows: every page is cleared first
 
     def plan(self) -> str:
@@ -185,7 +183,7 @@ class CachedLoader(BufferedLoader):
                     memory, places = following.result()
                     if buffer + 1 < self.order.n_buffers:
                         following = reader.submit(self._read, epoch, buffer + 1, is_left)
-                    yield partial(_serve, memory, places, self._batches)
+                    yield partial(_serve, memory, places)
                     self._spare.append(memory)
             finally:
                 is_left.set()  # or leaving would wait for a whole buffer
@@ -229,29 +227,9 @@ class CachedEvalLoader:
             yield _batch({name: self.shards.rows(name, rows) for name in self.names})
 
 
-UNHELD = next(map(getrefcount, [np.empty(0)]))  # references to an array that only a list holds, as counted below
-
-
-class _Spare:
-    """Memory of batches that nobody holds any more: clearing the pages of new memory would cost as much as reading."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[str, list[Array]] = {}
-
-    def like(self, name: str, rows: int, memory: Array) -> Array:
-        """Return memory for some rows of an array, with anything in it."""
-        known = [array for array in self.arrays.get(name, []) if len(array) == rows]
-        self.arrays[name] = known
-        references = list(map(getrefcount, known))
-        if UNHELD in references:
-            return known[references.index(UNHELD)]
-        known.append(np.empty((rows, memory.shape[1]), memory.dtype))
-        return known[-1]
-
-
-def _serve(memory: Memory, places: Rows, spare: _Spare, k: int) -> ActivationBatch:
+def _serve(memory: Memory, places: Rows, k: int) -> ActivationBatch:
     """Return a copy of the rows at `places[k]`."""
-    batch = {name: spare.like(name, places.shape[1], rows) for name, rows in memory.items()}
+    batch = {name: np.empty((places.shape[1], rows.shape[1]), rows.dtype) for name, rows in memory.items()}
     for name, rows in memory.items():
         np.take(rows, places[k], axis=0, out=batch[name], mode="clip")  # "raise" would go through another copy
     return _batch({name: torch.from_numpy(rows) for name, rows in batch.items()})

@@ -76,6 +76,11 @@ class LiveActivations(ActivationDataModule):
         """Return how many tokens are kept of each image."""
         return self.frozen.per_image
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Return the rows of one evaluation batch on one rank."""
+        return self.image_batch_size * self.per_image
+
     def class_names(self, name: Split) -> list[str]:
         """Return the names of the classes of the images."""
         return self.data.class_names

@@ -18,6 +18,7 @@ from impact_lightning.backbones.backbone import Backbone, fingerprint
 from impact_lightning.metrics import ClassifierScores
 from impact_lightning.ranks import all_sum
 from impact_lightning.results import Interval, Null, Record
+from impact_lightning.steps import total_steps
 from impact_lightning.types import ImageBatch, UserError
 
 
@@ -158,8 +159,10 @@ class LitClassifier(LightningModule):
         groups = param_groups_weight_decay(
             self.model, self.weight_decay, no_weight_decay_list=self.model.no_weight_decay()
         )
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
-        total = int(self.trainer.estimated_stepping_batches)
+        # Lightning takes a fused optimiser for one that unscales gradients itself, and does not clip those.
+        is_clipped = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=not is_clipped)
+        total = total_steps(self.trainer)
 
         def factor(step: int) -> float:
             return warmup_cosine(step, warmup=self.warmup_steps, total=total, floor=self.lr_floor)

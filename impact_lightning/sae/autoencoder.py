@@ -1,5 +1,6 @@
 """Sparse autoencoders and transcoders: one interface for every variant."""
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ class Objective(NamedTuple):
     counts: Tensor  # (F,) int64: how often each latent fired on this rank
 
 
-class SAE(nn.Module):
+class SAE(nn.Module, ABC):
     """A dictionary of features: `codes = encode(x)`, and `decode(codes)` is close to `x`, or to another target.
 
     Args:
@@ -50,6 +51,10 @@ class SAE(nn.Module):
         super().__init__()
         if skip and d_out is None:
             raise UserError("skip: only transcoders have a skip connection; set d_out as well")
+        if n_latents < 1:
+            raise UserError(f"a dictionary needs latents, got {n_latents} for {d_in} channels: raise model.expansions")
+        if dead_after is not None and dead_after < 1:
+            raise UserError(f"dead_after: {dead_after} silent tokens must be at least 1")
         self.is_transcoder = d_out is not None
         d_out = d_in if d_out is None else d_out
         rows = F.normalize(torch.randn(n_latents, d_out), dim=1)
@@ -80,9 +85,9 @@ class SAE(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # what is compared keeps the precision of the weights
             return F.linear(self.centre(x), self.w_enc, self.b_enc)
 
+    @abstractmethod
     def activate(self, z: Tensor) -> Tensor:
         """Return the codes of pre-activations at inference: each token's depend on that token alone."""
-        raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
         """Return codes, `(..., D_in) -> (..., F)`."""
@@ -90,7 +95,8 @@ class SAE(nn.Module):
 
     def decode(self, codes: Tensor, x: Tensor | None = None) -> Tensor:
         """Return the reconstruction of codes, `(..., F) -> (..., D_out)`; a skip connection needs the input as well."""
-        return codes @ self.w_dec + self.b_dec + self.skip(x)
+        with torch.autocast(codes.device.type, enabled=False):  # measures do not depend on the trainer's precision
+            return codes @ self.w_dec + self.b_dec + self.skip(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the reconstruction, `(..., D_in) -> (..., D_out)`."""
@@ -104,6 +110,7 @@ class SAE(nn.Module):
             raise UserError("decode: a transcoder with a skip connection needs its input too")
         return F.linear(x.to(self.w_skip.dtype), self.w_skip)
 
+    @abstractmethod
     def objective(self, x: Tensor, target: Tensor | None = None) -> Objective:
         """Return the loss of a training batch and count which latents fired.
 
@@ -111,7 +118,6 @@ class SAE(nn.Module):
             x: Inputs `(B, D_in)`.
             target: What a transcoder should give, `(B, D_out)`; an autoencoder has none.
         """
-        raise NotImplementedError
 
     def targets(self, x: Tensor, target: Tensor | None) -> Tensor:
         """Return what the output should be."""

@@ -1,5 +1,7 @@
 """Autoencoders whose codes are too dense, or whose penalty needs every pre-activation: plain dense algebra."""
 
+from abc import abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +37,7 @@ class DenseSAE(SAE):
                 counts=counts,
             )
 
+    @abstractmethod
     def penalty(self, x: Tensor, target: Tensor, z: Tensor, codes: Tensor, weight: float) -> Tensor:
         """Return the variant's own term of the loss.
 
@@ -45,4 +48,3 @@ class DenseSAE(SAE):
             codes: Codes `(B, F)`.
             weight: Weight of a token in a mean over tokens.
         """
-        raise NotImplementedError

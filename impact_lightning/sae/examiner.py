@@ -49,6 +49,7 @@ class Examiner:
         self.embedding = None if embedding is None or data.data is None else embedding.to(device)
         self.n_tokens = data.per_image
         n_classes = len(data.class_names("test"))
+        self.obstacle = _obstacle(data, n_classes)
         self.examinations = {
             name: Examination(dictionary, n_classes, self.n_tokens, self.embedding).to(device)
             for name, dictionary in dictionaries.items()
@@ -82,7 +83,7 @@ class Examiner:
 
     def _splice(self, batch: ActivationBatch) -> tuple[Splice | None, Tensor | None]:
         """Return the images to splice into, and what the model predicts as it is."""
-        if self.data.frozen is None or batch.pixels is None or not len(batch.pixels):
+        if self.obstacle or self.data.frozen is None or batch.pixels is None or not len(batch.pixels):
             return None, None
         splice = Splice(self.data.frozen, batch.pixels, batch.token.view(-1, self.n_tokens))
         site = next(iter(self.examinations.values())).dictionary.site
@@ -96,8 +97,8 @@ class Examiner:
         """
         records, features, labels = [], {}, self._labels_by_image()
         notes = self.data.notes("test")
-        if self.data.frozen is None:
-            notes += ("nothing was spliced into the model: test with LiveActivations for that",)
+        if self.obstacle:
+            notes += (f"nothing was spliced into the model: {self.obstacle}",)
         for name, examination in self.examinations.items():
             dictionary, frozen = examination.dictionary, self.data.frozen
             site, decoder = dictionary.output_site, dictionary.sae.w_dec
@@ -158,6 +159,14 @@ class Examiner:
             weights=fingerprint(dictionary.sae),
             protocol=self.data.protocol(),
         )
+
+
+def _obstacle(data: ActivationDataModule, n_classes: int) -> str:
+    """Return why nothing can be spliced into the model, or nothing."""
+    if data.frozen is None:
+        return "test with LiveActivations for that"
+    predicted = int(data.frozen.model.num_classes)
+    return "" if predicted == n_classes else f"it predicts {predicted} classes, and the data has {n_classes}"
 
 
 def _twins(examinations: Mapping[str, Examination]) -> Iterator[tuple[str, Dictionary, Dictionary]]:

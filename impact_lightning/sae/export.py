@@ -10,7 +10,7 @@ from torch import Tensor
 from impact_lightning.files import read_torch
 from impact_lightning.results import read_results
 from impact_lightning.sae.folded import FoldedSAE, fold_decoder_norms, fold_normalisation
-from impact_lightning.sae.saelens import write_saelens
+from impact_lightning.sae.saelens import to_config, write_saelens
 from impact_lightning.sae.sharing import push_to_hub, write_card
 from impact_lightning.types import UserError
 
@@ -27,13 +27,26 @@ def export(checkpoint: Path, *, out: Path, push_to: str | None = None) -> None:
     descriptions: Mapping[str, dict[str, Any]] = content.get("dictionaries", {})
     if not descriptions:
         raise UserError(f"{checkpoint} holds no dictionaries: it was not written by a fit of LitSAE")
+    made: dict[str, FoldedSAE] = {}
+    refused: list[str] = []
     for key, description in descriptions.items():
         prefix = f"dictionaries.{key}."
         state = {n.removeprefix(prefix): v for n, v in content["state_dict"].items() if n.startswith(prefix)}
-        write_saelens(out / description["name"], folded(state, description))
-        print(f"{out / description['name']}")
-    results = checkpoint.parent.parent / "results.json"  # of a test of the same run
-    write_card(out, checkpoint.parent.parent.name, read_results(results) if results.exists() else [])
+        try:
+            sae = folded(state, description)
+            to_config(sae)
+        except UserError as error:
+            refused.append(f"{description['name']}: {error}")
+        else:
+            made[description["name"]] = sae
+    for name, sae in made.items():
+        write_saelens(out / name, sae)
+        print(out / name)
+    if made:
+        results = checkpoint.parent.parent / "results.json"  # of a test of the same run
+        write_card(out, checkpoint.parent.parent.name, read_results(results) if results.exists() else [])
+    if refused:
+        raise UserError(f"{len(refused)} of {len(descriptions)} dictionaries cannot be exported: {'; '.join(refused)}")
     if push_to is not None:
         print(push_to_hub(out, push_to))
 
@@ -86,9 +99,7 @@ def _offset(mean: Tensor, description: Mapping[str, Any]) -> Tensor:
     """Return what scaling takes off."""
     mode = description["scaling"]
     if mode == "layer_norm":
-        raise UserError(
-            f"{description['name']}: layer_norm scales each token by itself and cannot be folded into weights"
-        )
+        raise UserError("layer_norm scales each token by itself and cannot be folded into weights")
     return mean if mode == "mean_norm" else torch.zeros_like(mean)
 
 

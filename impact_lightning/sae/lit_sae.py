@@ -1,5 +1,6 @@
 """Training of sparse autoencoders: several of them, of any kind, from one stream of activations."""
 
+import math
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -29,6 +30,7 @@ from impact_lightning.sae.schedule import Schedule
 from impact_lightning.sae.side_by_side import SideBySide
 from impact_lightning.sae.sparse_autoencoder import SparseSAE
 from impact_lightning.sae.threshold import calibrate
+from impact_lightning.steps import total_steps
 from impact_lightning.types import UserError
 
 MEASURES = ("fvu", "ev", "nmse_origin", "cosine", "bias", "l0", "dead", "ultra_low")  # of every validation
@@ -77,8 +79,14 @@ class LitSAE(LightningModule):
         super().__init__()
         if not kinds:
             raise UserError("model.kinds is empty: name at least one kind of dictionary, such as BatchTopK")
-        if lr <= 0 or max_norm <= 0:
+        if not (0 < lr < math.inf and max_norm > 0):
             raise UserError(f"model.lr {lr} and model.max_norm {max_norm} must be positive")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"model.betas {list(betas)} must lie between 0 and 1")
+        if not all(0 < expansion < math.inf for expansion in expansions or ()):
+            raise UserError(f"model.expansions {expansions}: latents per channel must be positive")
+        if calibration_batches < 1:
+            raise UserError(f"model.calibration_batches must be at least 1, got {calibration_batches}")
         self.kinds = kinds
         self.sites = sites
         self.target = target
@@ -126,14 +134,21 @@ class LitSAE(LightningModule):
                 torch.manual_seed(seed)
                 sae: SAE = kind(widths[site], round(expansion * widths[site]), **d_out)
             name = f"{site}/{number}-{type(sae).__name__}-x{expansion:g}-s{seed}"
+            if name in self.names.values():
+                raise UserError(f"two dictionaries would be called {name}: name sites, expansions and seeds once each")
+            if sae.w_enc.dtype.itemsize < 4:  # every selection compares sums
+                raise UserError(
+                    f"trainer.precision: dictionaries in {sae.w_enc.dtype} select at random; use bf16-mixed"
+                )
             self.names[name.replace(".", "_")] = name
             self.dictionaries[name.replace(".", "_")] = Dictionary(sae, site, self.target, widths, self.scaling)
 
     def on_fit_start(self) -> None:
         """Say how long the training is, and begin with what the data knows of its sites, unless a run continues."""
         trainer: Any = self.trainer
+        steps = total_steps(trainer)
         for _, dictionary in self._each():
-            dictionary.sae.dead.expect(int(trainer.estimated_stepping_batches) * self.data.batch_size)
+            dictionary.sae.dead.expect(steps * trainer.accumulate_grad_batches * self.data.batch_size)
             if isinstance(dictionary.sae, SparseSAE) and trainer.accumulate_grad_batches == 1:
                 dictionary.sae.take_shortcuts()
         if trainer.ckpt_path is not None:  # the checkpoint has it
@@ -155,6 +170,10 @@ class LitSAE(LightningModule):
             found.append((self.names[key], dictionary))
         return found
 
+    def _descriptions(self) -> dict[str, dict[str, str | float | None]]:
+        """Return what a checkpoint says of each dictionary."""
+        return {key: describe(dictionary, self.names[key]) for key, dictionary in self.dictionaries.items()}
+
     # ------------------------------------------------------------------------------------------------ training
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -165,14 +184,13 @@ class LitSAE(LightningModule):
                 for _, d in self._each()
             ]
         )
-        total = int(self.trainer.estimated_stepping_batches)
+        total = total_steps(self.trainer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.learning_rate(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
         """Return the sum of all losses: no dictionary's gradient depends on another's."""
-        losses, trainer = [], self.trainer
-        total = int(trainer.estimated_stepping_batches)
+        losses, total = [], total_steps(self.trainer)
         for name, dictionary in self._each():
             dictionary.sae.k_factor = self.schedule.k(self.global_step, total)
             dictionary.sae.penalty_factor = self.schedule.penalty(self.global_step, total)
@@ -197,6 +215,12 @@ class LitSAE(LightningModule):
         world = self.trainer.world_size  # each rank's part is meant for a mean over ranks
         values = {"fvu": error / world / variance, "l0": l0 / world, "dead": len(dictionary.sae.dead.indices())}
         self.log_dict({f"train/{name}/{key}": value for key, value in values.items()}, rank_zero_only=True)
+
+    def on_train_batch_end(self, outputs: Any, batch: ActivationBatch, batch_idx: int) -> None:
+        """End at `max_steps` with a validation: Lightning would leave the last dictionaries without a threshold."""
+        trainer: Any = self.trainer
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
 
     # ---------------------------------------------------------------------------------------------- evaluation
 
@@ -249,13 +273,27 @@ class LitSAE(LightningModule):
         self.records, self.features = self.examiner.conclude(self.seed)
         self.examiner = None
 
+    def predict_step(self, batch: ActivationBatch, batch_idx: int) -> None:
+        """Refuse: what a dictionary has to say of images is what a test writes."""
+        raise UserError("dictionaries predict nothing: `test` writes their features")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the seed, and what `export` has to know."""
         checkpoint["seed"] = self.seed
-        checkpoint["dictionaries"] = {
-            key: describe(dictionary, self.names[key]) for key, dictionary in self.dictionaries.items()
-        }
+        checkpoint["dictionaries"] = self._descriptions()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What is measured carries the seed of its training."""
-        self.seed = checkpoint.get("seed", self.seed)
+        """What is measured carries the seed of its training, and is what the configuration says."""
+        stored = checkpoint.get("dictionaries")
+        if not stored:
+            raise UserError("the checkpoint holds no dictionaries: it was not written by a fit of LitSAE")
+        other = "the checkpoint is of another configuration"
+        ours = self._descriptions()
+        for key in [*ours, *stored]:
+            if key not in stored or key not in ours:
+                has = ", ".join(found["name"] for found in stored.values())
+                raise UserError(f"{other}: it has {has}, and model asks for {', '.join(self.names.values())}")
+            for name, value in ours[key].items():
+                if stored[key].get(name) != value:
+                    now = f"{self.names[key]} now has the {name} {value}"
+                    raise UserError(f"{other}: {now}, and had {stored[key].get(name)}")

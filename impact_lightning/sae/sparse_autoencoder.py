@@ -1,5 +1,7 @@
 """Autoencoders with few active latents by construction: their training step never builds the dense code matrix."""
 
+import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from impact_lightning.sae.dead_latents import aux_loss, dead_codes
 from impact_lightning.sae.gradient_memory import GradientMemory
 from impact_lightning.sae.reconstruction import DeadCodes, Layout, reconstruct
 from impact_lightning.sae.tokens import count_tokens, token_weight
+from impact_lightning.types import UserError
 
 
 class SparseSAE(SAE):
@@ -43,6 +46,10 @@ class SparseSAE(SAE):
         aux_relu: bool = True,
     ) -> None:
         super().__init__(d_in, n_latents, d_out=d_out, skip=skip, dead_after=dead_after)
+        if not 0 < k < math.inf:
+            raise UserError(f"k: {k} active latents for each token must be more than 0")
+        if aux_weight < 0 or (k_aux or 0) < 0:
+            raise UserError(f"aux_weight {aux_weight} and k_aux {k_aux} must not be negative; 0 leaves AuxK out")
         self.k = k
         self.k_aux = self.w_dec.shape[1] // 2 if k_aux is None else k_aux
         self.aux_weight = aux_weight
@@ -63,6 +70,7 @@ class SparseSAE(SAE):
         decoder, others = super().parameter_groups()
         return [decoder | {"projected": self.memory is not None}, others]
 
+    @abstractmethod
     def choose(self, xc: Tensor, n_tokens: int) -> Codes:
         """Return the codes of a training batch, without gradient.
 
@@ -70,7 +78,6 @@ class SparseSAE(SAE):
             xc: Centred inputs `(B, D_in)` of this rank.
             n_tokens: Tokens of the batch on all ranks.
         """
-        raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
         """Return codes, `(..., D_in) -> (..., F)`: in training those of the batch's selection."""

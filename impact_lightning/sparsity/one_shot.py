@@ -71,11 +71,9 @@ def score(target: Target, recipe: Recipe, inputs: Inputs | None) -> Tensor:
 
 
 def _folded(target: Target, recipe: Recipe, inputs: Mapping[str, Inputs]) -> Tensor:
-    """Return scores that compare between layers: rows carry the LayerScale by which they are multiplied later."""
+    """Return scores that compare between layers: they carry the LayerScale that their branch passes through."""
     own = score(target, recipe, inputs.get(target.name))
-    if target.layer_scale is None or not recipe.fold_layer_scale or recipe.method == "random":
-        return own
-    return own * target.layer_scale.gamma.double().abs()[:, None]  # (out, in) * (out, 1)
+    return own * target.gain if recipe.fold_layer_scale and recipe.method != "random" else own
 
 
 def _prune_layer(target: Target, recipe: Recipe, ratio: float, inputs: Inputs | None) -> Pruned:

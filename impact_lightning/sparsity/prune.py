@@ -63,7 +63,8 @@ def prune(
         sequential: Compute the activations of each block after the blocks before it are pruned. L blocks cost L
             readings of the images and (L + 1) / 2 forwards of each, again for every sparsity.
         split_qkv: Compare q, k and v each with itself; for scope `tensor`.
-        fold_layer_scale: In scope `global`, multiply scores by the LayerScale of their row.
+        fold_layer_scale: In scope `global`, multiply scores by the LayerScale that their branch passes through: by its
+            row for proj and fc2, by its mean for qkv and fc1.
         images: Images to draw for calibration, without replacement.
         batch_size: Images of one forward.
         seed: Seed of the draw, and of method `random`.
@@ -92,6 +93,10 @@ def out_files(out: Path, sparsities: list[float], backbone: Backbone) -> dict[Pa
     name = out.name
     if "{sparsity}" not in name and len(sparsities) > 1:
         name = f"{out.stem}-{{sparsity}}{out.suffix}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder of out {out} cannot be made: {error.strerror or error}") from error
     files = {out.with_name(name.replace("{sparsity}", repr(one))): one for one in sparsities}
     for file in files:
         if backbone.weights is not None and file.resolve() == backbone.weights.resolve():
@@ -132,13 +137,16 @@ def _process_group(device: str) -> Iterator[torch.device]:
 
 def _report(targets: list[Target], files: dict[Path, float], achieved: dict[float, dict[str, float]]) -> None:
     """Print the share of zeros of every layer, one column for each sparsity, and where things are."""
-    table = Table("layer", "shape", *(f"zeros at {one}" for one in achieved), title="achieved sparsity")
+    table = Table(box=None, header_style="")
+    for name, side in (("share of zeros", "left"), ("weights", "right"), *((f"{one}", "right") for one in achieved)):
+        table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]  # one of its literals
     for target in targets:
         out, n_in = target.weight.shape
         shares = (f"{achieved[one][target.name]:.4f}" for one in achieved)
         table.add_row(target.name.removesuffix(".weight"), f"{out} x {n_in}", *shares)
     total = sum(target.weight.numel() for target in targets)
-    table.add_section()
     table.add_row("all of these", f"{total:,}", *(f"{achieved[one]['total']:.4f}" for one in achieved))
-    Console().print(table)
-    print("\n".join(f"{file}  {masks_path(file)}" for file in files))
+    Console(highlight=False).print(table)
+    print()
+    for file in files:
+        print(f"{file}  {masks_path(file).name}")

@@ -2,10 +2,12 @@
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from impact_lightning.sparsity.compare import at_least, zero_where_not
 from impact_lightning.sparsity.masks import keep_highest
 from impact_lightning.sparsity.targets import Target
 from impact_lightning.sparsity.warm_threshold import WarmThreshold
@@ -53,8 +55,7 @@ class SparseTensor:
         return min(numel, math.floor(self._share(density) * numel))
 
     def _share(self, density: float) -> Fraction:
-        # as decimal numbers, as a person has written them: 3 * 0.1 is 0.3
-        return Fraction(repr(float(self.multiple))) * Fraction(repr(float(density)))
+        return _decimal(self.multiple) * _decimal(density)
 
     def check(self, density: float) -> None:
         """Refuse a density that leaves too few weights."""
@@ -75,19 +76,19 @@ class SparseTensor:
             return
         scores = weight.abs()
         if not self.min_alive:
-            weight.masked_fill_(self._dropped(scores, k), 0.0)
+            zero_where_not(weight, self._kept(scores, k))
             return
         poor = self._scarce
         while True:  # protecting some takes from others, who may be poor then
             if poor is not None and len(poor):
                 self._protect(scores, poor)
-            dropped = self._dropped(scores, k)
-            alive = dropped.logical_not().sum(1 - self._dim)  # (units,)
+            kept = self._kept(scores, k)
+            alive = kept.sum(1 - self._dim)  # (units,)
             poor = (alive < self.min_alive).nonzero().squeeze(1)
             if not len(poor):
                 break
         self._scarce = (alive == self.min_alive).nonzero().squeeze(1)
-        weight.masked_fill_(dropped, 0.0)
+        zero_where_not(weight, kept)
 
     @property
     def _dim(self) -> int:
@@ -101,11 +102,17 @@ class SparseTensor:
         rows.masked_fill_(keep_highest(rows, rows.shape[1] - self.min_alive), torch.inf)
         scores.index_copy_(self._dim, units, rows.T if self._dim else rows)
 
-    def _dropped(self, scores: Tensor, k: int) -> Tensor:
-        """Return which of the scores `(out, in)` are not among the k largest."""
+    def _kept(self, scores: Tensor, k: int) -> Tensor:
+        """Return which of the scores `(out, in)` are among the k largest."""
         cut = self._threshold.find(scores.flatten(), k)
-        dropped = scores < cut.threshold
+        kept = at_least(scores, cut.threshold)
         if cut.surplus:
             tied = (scores == cut.threshold).flatten().nonzero().squeeze(1)
-            dropped.view(-1)[tied[: cut.surplus]] = True
-        return dropped
+            kept.view(-1)[tied[: cut.surplus]] = False
+        return kept
+
+
+@lru_cache(maxsize=64)
+def _decimal(number: float) -> Fraction:
+    """Return a number as a person has written it: three times 0.1 is 0.3."""
+    return Fraction(repr(float(number)))

@@ -26,7 +26,7 @@ class Target:
         layer: The linear layer, or the convolution that embeds patches.
         stage: Place in the order of execution: the number of the block, -1 before the blocks, their number after them.
         site: Name of the site that the layer reads, where there is one.
-        layer_scale: LayerScale that multiplies what the layer writes, where there is one.
+        layer_scale: LayerScale that multiplies what the branch of the layer writes, where there is one.
     """
 
     name: str
@@ -34,6 +34,14 @@ class Target:
     stage: int
     site: str | None = None
     layer_scale: LayerScale | None = None
+
+    @property
+    def gain(self) -> Tensor | float:
+        """Return by how much LayerScale multiplies each row `(out, 1)` of proj and fc2, or qkv and fc1 on average."""
+        if self.layer_scale is None:
+            return 1.0
+        gamma = self.layer_scale.gamma.detach().double().abs()
+        return gamma[:, None] if self.name.endswith(("attn.proj.weight", "mlp.fc2.weight")) else gamma.mean()
 
     @property
     def weight(self) -> Tensor:
@@ -94,8 +102,7 @@ def all_targets(model: VisionTransformer) -> Iterator[Target]:
     for i, block in enumerate(model.blocks):
         for name, layer in block.named_modules():
             if isinstance(layer, nn.Linear):
-                scale = {"attn.proj": "ls1", "mlp.fc2": "ls2"}.get(name, "")
-                layer_scale = getattr(block, scale, None)
+                layer_scale = getattr(block, "ls1" if name.startswith("attn.") else "ls2", None)
                 sites = {"attn.qkv": "attn_in", "attn.proj": "head_out", "mlp.fc2": "mlp_neuron"}
                 site = f"blocks.{i}.{sites.get(name, 'mlp_in')}"
                 layer_scale = layer_scale if isinstance(layer_scale, LayerScale) else None

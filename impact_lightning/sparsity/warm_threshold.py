@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from impact_lightning.sparsity.compare import at_least, between, count_above, kth_largest
+
 LEAST_REACH = 1e-3  # of the threshold: half the window is never narrower
 
 
@@ -36,15 +38,13 @@ class WarmThreshold:
     def find(self, scores: Tensor, k: int) -> Cut:
         """Return where the k largest of scores `(N,)`, 0 < k <= N, end."""
         low, high = self._last - self._reach, self._last + self._reach
-        above = torch.count_nonzero(scores > high)
-        inside = scores.masked_select((scores >= low).logical_and_(scores <= high))
-        n_above = int(above)
+        n_above, inside = count_above(scores, high), between(scores, low, high)
         if not n_above < k <= n_above + len(inside):
             n_above, inside = 0, scores
-        threshold = inside.kthvalue(len(inside) - (k - n_above) + 1).values
-        surplus = n_above + int(torch.count_nonzero(inside >= threshold)) - k
-        self._remember(float(threshold))
-        return Cut(float(threshold), surplus)
+        threshold = kth_largest(inside, k - n_above)
+        surplus = n_above + int(torch.count_nonzero(at_least(inside, threshold))) - k
+        self._remember(threshold)
+        return Cut(threshold, surplus)
 
     def _remember(self, threshold: float) -> None:
         if not math.isfinite(threshold):

@@ -17,10 +17,12 @@ from impact_lightning.backbones.classifier import LitClassifier
 from impact_lightning.backbones.sites import unwrap
 from impact_lightning.sparsity.density_log import DensityLog
 from impact_lightning.sparsity.density_schedule import Course, DensitySchedule
-from impact_lightning.sparsity.gradient_rms import GradientRule, scale_gradient
+from impact_lightning.sparsity.gradient_rms import GradientRule
 from impact_lightning.sparsity.sparse_average import DENSE, SparseAverage
+from impact_lightning.sparsity.sparse_steps import SparseSteps
 from impact_lightning.sparsity.sparse_tensor import SparseTensor
 from impact_lightning.sparsity.targets import find_targets
+from impact_lightning.steps import total_steps
 from impact_lightning.types import UserError
 
 MULTIPLES = {"blocks.*": 1.0, "patch_embed.proj": 4.0, "head": 4.0}
@@ -73,10 +75,7 @@ class WeightSparse(Callback):
         self.regrow = regrow
         self.tensors: list[SparseTensor] = []
         self.average: SparseAverage | None = None
-        self._total = 0  # steps of the whole fit
-        self._rates: list[float] = []  # of the parameter groups, while others are in force
-        self._dead: list[Tensor] = []  # what was zero before the step, where it has to stay so
-        self._gradient_rms = 0.0
+        self._steps: SparseSteps | None = None
         self._log: DensityLog | None = None
         self._loaded: Mapping[str, Tensor] | None = None
         self._hooks: list[RemovableHandle] = []
@@ -116,58 +115,38 @@ class WeightSparse(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what becomes sparse, bring the weights to the density of this step, and follow the optimiser."""
-        self._total = self._steps_of(trainer)
+        self._steps = steps = SparseSteps(
+            self.tensors,
+            self.schedule,
+            total_steps(trainer),
+            sharkfin=self.sharkfin,
+            gradient=self.gradient,
+            regrow=self.regrow,
+        )
         if self.average is not None and self._loaded is not None:
             self.average.load(self._loaded)
-        self._sparsify(trainer.global_step)
-        # before the average of the weights follows, unlike Lightning's own hooks
-        self._hooks = [optimizer.register_step_post_hook(self._after_step(trainer)) for optimizer in trainer.optimizers]
+        steps.sparsify(trainer.global_step)
+        # before the average of the weights follows, unlike Lightning's own hooks; Lightning counts the step later
+        for optimizer in trainer.optimizers:
+            hook = optimizer.register_step_post_hook(lambda of, *_: steps.after(of, trainer.global_step + 1))
+            self._hooks.append(hook)
         if trainer.is_global_zero:
             print("\n".join(self._plan(pl_module)))
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time
             self._log = DensityLog(Path(trainer.default_root_dir) / "density.csv", trainer.global_step)
             self._write(trainer, pl_module)
 
-    @staticmethod
-    def _steps_of(trainer: Trainer) -> int:
-        steps = trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise UserError("WeightSparse needs an end: set trainer.max_steps or trainer.max_epochs")
-        return int(steps)
-
     # --------------------------------------------------------------------------------------------- in each step
 
-    def density(self, steps: int) -> float:
-        """Return the density of the model after so many optimiser steps."""
-        return self.schedule.density(steps, self._total)
+    @property
+    def steps(self) -> SparseSteps:
+        """What surrounds each step, once the fit has begun."""
+        assert self._steps is not None
+        return self._steps
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Scale the gradient and, for this step, the learning rate."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._gradient_rms = scale_gradient(gradients, self.gradient)
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["lr"] *= self._rate_factor(trainer.global_step)
-        if not self.regrow and self.density(trainer.global_step) < 1:
-            self._dead = [tensor.weight == 0 for tensor in self.tensors]
-
-    def _rate_factor(self, steps: int) -> float:
-        return self.schedule.sharkfin(steps, self._total) if self.sharkfin else 1.0
-
-    def _after_step(self, trainer: Trainer) -> Any:
-        def hook(optimizer: Optimizer, *_: Any) -> None:
-            for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate
-            for tensor, dead in zip(self.tensors, self._dead, strict=False):  # none are dead where weights come back
-                tensor.weight.masked_fill_(dead, 0.0)
-            self._sparsify(trainer.global_step + 1)  # Lightning counts the step later
-
-        return hook
-
-    def _sparsify(self, steps: int) -> None:
-        density = self.density(steps)
-        for tensor in self.tensors:
-            tensor.sparsify(tensor.weight, tensor.n_kept(density))
+        self.steps.before(optimizer, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the density, when it is due."""
@@ -176,8 +155,8 @@ class WeightSparse(Callback):
             return
         scalars = {
             "density": self.achieved(),
-            "lr_factor": self._rate_factor(trainer.global_step - 1),
-            "gradient_rms": self._gradient_rms,
+            "lr_factor": self.steps.rate_factor(trainer.global_step - 1),
+            "gradient_rms": self.steps.gradient_rms,
         }
         pl_module.log_dict({f"sparsity/{name}": value for name, value in scalars.items()}, rank_zero_only=True)
         self._write(trainer, pl_module)
@@ -187,7 +166,7 @@ class WeightSparse(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate a sparse average."""
         if self.average is not None and self._hooks:
-            self.average.make_sparse(self.density(trainer.global_step))
+            self.average.make_sparse(self.steps.density(trainer.global_step))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the average follow all weights again."""
@@ -197,14 +176,14 @@ class WeightSparse(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store a sparse average, and the dense one beside it."""
         if self.average is not None:
-            self.average.save(checkpoint, self.density(trainer.global_step))
+            self.average.save(checkpoint, self.steps.density(trainer.global_step))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the optimiser alone, and a sparse average behind."""
         while self._hooks:
             self._hooks.pop().remove()
         if self.average is not None:
-            self.average.make_sparse(self.density(trainer.global_step))
+            self.average.make_sparse(self.steps.density(trainer.global_step))
         self._write(trainer, pl_module)
 
     # --------------------------------------------------------------------------------------------------- report
@@ -220,7 +199,7 @@ class WeightSparse(Callback):
             groups: dict[str, list[Tensor]] = {}
             for tensor in self.tensors:
                 groups.setdefault(_kind(tensor.name), []).append(tensor.weight)
-            print(f"\nweight-sparse: density {self.achieved():.4f}, {self.schedule.target} was asked for")
+            print(f"\nweight-sparse: density {self.achieved():.4f}, after multiples of {self.schedule.target}")
             for kind, weights in groups.items():
                 nonzeros, numel = sum(int(w.count_nonzero()) for w in weights), sum(w.numel() for w in weights)
                 print(f"  {nonzeros / numel:.4f}  {nonzeros:,} of {numel:,} weights of {kind}")
@@ -237,7 +216,7 @@ class WeightSparse(Callback):
 
     def _write(self, trainer: Trainer, module: LightningModule) -> None:
         if self._log is not None:
-            density = self.density(trainer.global_step)
+            density = self.steps.density(trainer.global_step)
             rules = {tensor.name: tensor.density(density) for tensor in self.tensors}
             self._log.add(trainer.global_step, _parameters(module), rules)
 

@@ -49,8 +49,10 @@ def records_tables(records: list[Record]) -> list[Table]:
 
 
 def _table(title: str, records: list[Record]) -> Table:
-    has_notes = any(record.notes for record in records)
-    table = Table(title=escape(title), title_justify="left")
+    is_shared = len(records) > 1 and len({record.notes for record in records}) == 1  # said once, below the table
+    has_notes = not is_shared and any(record.notes for record in records)
+    table = Table(title=escape(title), title_justify="left", caption_justify="left")
+    table.caption = escape("; ".join(records[0].notes)) if is_shared else None
     table.add_column("measure", no_wrap=True)
     for name in ("value", "95 % interval", "null", "samples"):
         table.add_column(name, justify="right")

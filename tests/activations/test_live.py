@@ -122,6 +122,12 @@ def test_evaluation_sees_every_image_once_on_uneven_ranks(backbone: Backbone) ->
     assert images == sorted(list(range(9)) * LENGTH)
 
 
+def test_evaluation_batches_have_the_rows_that_the_progress_bar_counts(backbone: Backbone) -> None:
+    data = make(backbone)
+    first = next(iter(data.val_dataloader()))
+    assert len(first.image) == data.eval_batch_size
+
+
 def test_autocast_is_an_option(backbone: Backbone) -> None:
     exact, rounded = (next(iter(make(backbone, precision=p).train_dataloader())) for p in ("32-true", "bf16-mixed"))
     difference = (exact.activations[SITES[0]] - rounded.activations[SITES[0]]).abs().max()

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from impact_lightning.backbones import Backbone, capture, fingerprint
 from impact_lightning.backbones.abs_topk import SITES, ActivationTopK, abs_topk
 from impact_lightning.backbones.backbone import ModelArgs
+from impact_lightning.cli import main
 from impact_lightning.types import UserError
 from tests.backbones import KINDS, random_images
 
+TINY = Path(__file__).parents[1] / "conf" / "tiny.yaml"
 SIZE: ModelArgs = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 2}
 
 
@@ -117,6 +119,21 @@ def test_dense_weights_begin_a_sparse_training(tmp_path: Path) -> None:
     sparse = backbone(ActivationTopK(), weights=path).build()
     assert all(torch.equal(value, sparse.state_dict()[name]) for name, value in dense.state_dict().items())
     assert fingerprint(sparse) != fingerprint(dense)
+
+
+def test_a_checkpoint_is_read_with_the_activation_sparsity_of_its_training_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share = "--model.backbone.activation_topk.share"
+    main(["fit", f"--config={TINY}", f"--dir={tmp_path}", "--trainer.max_epochs=1", f"{share}=0.25"])
+    words = [f"--config={TINY}", f"--dir={tmp_path}", "--ckpt_path=last"]
+    main(["test", *words, f"{share}=0.25"])
+    main(["predict", *words, f"{share}=0.25"])
+    for more, message in (([], "activation_topk"), ([f"{share}=0.5"], "share: 0.25")):
+        with pytest.raises(SystemExit) as ending:
+            main(["test", *words, *more])
+        assert ending.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_norm_is_chosen_by_name() -> None:

@@ -223,3 +223,8 @@ def test_the_checkpoint_holds_plain_data_and_rebuilds_the_model(tmp_path: Path) 
     path = checkpoint_of(model, tmp_path)
     again = LitClassifier.load_from_checkpoint(path, backbone=BACKBONE, weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
+    model = LitClassifier(BACKBONE, n_classes=4)
+    trainer(tmp_path, precision="bf16-mixed", gradient_clip_val=1.0, max_steps=2).fit(model, scenes())

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -171,6 +172,12 @@ def test_the_running_threshold_has_no_bias_toward_its_start() -> None:
 def test_an_untrained_dictionary_has_no_threshold() -> None:
     with pytest.raises(UserError, match="threshold"):
         BatchTopK(10, 60).eval().encode(torch.ones(2, 10))
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": -3}, {"k": torch.nan}, {"k_aux": -2}, {"dead_after": 0}])
+def test_refuses_settings_that_select_nothing(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(options))):
+        BatchTopK(10, 60, **options)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

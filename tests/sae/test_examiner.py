@@ -213,6 +213,17 @@ def test_two_ranks_find_what_one_finds(tested: Path, weights: Path, tmp_path: Pa
     assert torch.equal(ours.map, theirs.map)
 
 
+def test_predictions_of_other_classes_than_those_of_the_data_are_not_compared(
+    tested: Path, weights: Path, tmp_path: Path
+) -> None:
+    last = tested / "checkpoints" / "last.ckpt"
+    more = (f"--ckpt_path={last}", "--data.data.label=[floor_hue]")
+    assert in_a_process(lambda: cli.main(["test", *words(tmp_path, weights), *more])) == 0
+    records = [record for record in read_results(tmp_path / "results.json") if record.of == NAME]
+    assert "loss_recovered" not in {record.measure for record in records}
+    assert all("predicts 4 classes, and the data has 10" in record.notes[0] for record in records)
+
+
 def test_a_damaged_file_of_features_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_features(tmp_path)

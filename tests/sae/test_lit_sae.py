@@ -1,6 +1,7 @@
 """Several dictionaries train from one stream as each would alone, exactly resumed and the same on two ranks."""
 
 import csv
+from inspect import isabstract
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from impact_lightning import cli
 from impact_lightning.backbones import Backbone
-from impact_lightning.sae import BatchTopK, ReLU
+from impact_lightning.sae import SAE, BatchTopK, ReLU
+from impact_lightning.sae.dense_autoencoder import DenseSAE
 from impact_lightning.sae.export import export
 from impact_lightning.sae.saelens import read_saelens
 from impact_lightning.sae.scaling import Scaling
+from impact_lightning.sae.sparse_autoencoder import SparseSAE
 from impact_lightning.types import UserError
 from tests.training.test_resume import in_a_process, killed_fit_of, on_two_ranks
 
@@ -52,6 +55,17 @@ def curves(run: Path) -> dict[tuple[int, str], float]:
     return found
 
 
+def validations(run: Path) -> list[dict[str, str]]:
+    with (run / "logs" / "version_0" / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["val/blocks.1.resid_post/0-BatchTopK-x2-s0/l0"]]
+
+
+def assert_states_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in theirs:  # a threshold that is not calibrated is nan
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     run = tmp_path_factory.mktemp("uninterrupted")
@@ -84,10 +98,7 @@ def test_a_kill_changes_nothing(uninterrupted: Path, weights: Path, tmp_path: Pa
     for step in (5, 21):
         in_a_process(killed_fit_of(lambda: fit(tmp_path, weights, "--checkpoint.every_n_steps=2"), step))
     assert in_a_process(lambda: fit(tmp_path, weights)) == 0
-    ours, theirs = state(tmp_path), state(uninterrupted)
-    assert ours.keys() == theirs.keys()
-    for name in theirs:  # a threshold that is not calibrated is nan
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0, equal_nan=True)
+    assert_states_equal(state(tmp_path), state(uninterrupted))
 
 
 def test_a_dictionary_trains_with_others_as_it_does_alone(uninterrupted: Path, weights: Path, tmp_path: Path) -> None:
@@ -134,8 +145,7 @@ def test_a_checkpoint_without_dictionaries_is_not_exported(tmp_path: Path) -> No
 
 
 def test_the_held_out_l0_of_batch_topk_is_k(uninterrupted: Path) -> None:
-    with (uninterrupted / "logs" / "version_0" / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["val/blocks.1.resid_post/0-BatchTopK-x2-s0/l0"]]
+    rows = validations(uninterrupted)
     assert len(rows) == 2
     for row in rows:
         l0 = float(row["val/blocks.1.resid_post/0-BatchTopK-x2-s0/l0"])
@@ -193,3 +203,72 @@ def test_k_follows_its_schedule(weights: Path, tmp_path: Path) -> None:
         assert l0[0] == 12
         assert l0[-1] == 3
         assert sorted(l0, reverse=True) == l0
+
+
+def test_a_fit_that_ends_within_an_epoch_calibrates_its_thresholds(weights: Path, tmp_path: Path) -> None:
+    assert in_a_process(lambda: fit(tmp_path, weights, "--trainer.max_epochs=-1", "--trainer.max_steps=7")) == 0
+    thresholds = {name: value for name, value in state(tmp_path).items() if name.endswith("threshold")}
+    assert len(thresholds) == 4
+    assert not any(value.isnan() for value in thresholds.values())
+    (row,) = (row for row in validations(tmp_path) if row["step"] == "6")
+    assert float(row["val/blocks.1.resid_post/0-BatchTopK-x2-s0/l0"]) == pytest.approx(3, abs=1 / 80)
+
+
+def test_mixed_precision_selects_and_measures_the_same(uninterrupted: Path, weights: Path, tmp_path: Path) -> None:
+    assert in_a_process(lambda: fit(tmp_path, weights, "--trainer.precision=bf16-mixed")) == 0
+    assert_states_equal(state(tmp_path), state(uninterrupted))
+    assert [{k: v for k, v in row.items() if k.startswith("val/")} for row in validations(tmp_path)] == [
+        {k: v for k, v in row.items() if k.startswith("val/")} for row in validations(uninterrupted)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.expansions=[.nan]"], "model.expansions"),
+        (["--model.expansions=[-1]"], "model.expansions"),
+        (["--model.expansions=[0.001]"], "needs latents, got 0 for 24 channels"),
+        (["--model.expansions=[2, 2]"], "two dictionaries would be called blocks.0.resid_post/0-BatchTopK-x2-s0"),
+        (["--model.seeds=[0, 0]"], "two dictionaries would be called blocks.0.resid_post/0-BatchTopK-x2-s0"),
+        (["--model.calibration_batches=0"], "model.calibration_batches"),
+        (["--model.betas=[1.5, 0.9]"], "model.betas"),
+        (["--model.lr=.nan"], "model.lr"),
+        (["--trainer.precision=bf16-true"], "use bf16-mixed"),
+    ],
+)
+def test_refuses_what_cannot_be_trained(
+    words: list[str], message: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(tmp_path, weights, *words)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "word", ["--model.expansions=[3]", "--model.scaling=none", "--model.target=blocks.1.resid_post"]
+)
+def test_refuses_the_checkpoint_of_another_configuration(
+    word: str, uninterrupted: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(tmp_path, weights, word, f"--ckpt_path={uninterrupted / 'checkpoints' / 'last.ckpt'}")
+    assert "the checkpoint is of another configuration" in capsys.readouterr().err
+
+
+def test_only_kinds_that_can_be_trained_are_offered() -> None:
+    assert all(isabstract(base) for base in (SAE, SparseSAE, DenseSAE))
+
+
+def test_an_export_goes_on_without_what_saelens_has_no_name_for(weights: Path, tmp_path: Path) -> None:
+    words = (
+        "--model.sites=[blocks.0.resid_post]",
+        "--model.target=blocks.1.resid_post",
+        "--model.seeds=[0]",
+        "--model.kinds=[{class_path: TopK, init_args: {k: 3}}, {class_path: BatchTopK, init_args: {k: 3}}]",
+        "--trainer.max_epochs=1",
+    )
+    assert in_a_process(lambda: fit(tmp_path, weights, *words)) == 0
+    with pytest.raises(UserError, match=r"1 of 2 dictionaries.*0-TopK-x2-s0"):
+        export(tmp_path / "checkpoints" / "last.ckpt", out=tmp_path / "out")
+    assert [path.parent.name for path in (tmp_path / "out").glob("*/*/cfg.json")] == ["1-BatchTopK-x2-s0"]
+    assert (tmp_path / "out" / "README.md").exists()

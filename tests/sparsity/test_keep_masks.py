@@ -106,10 +106,16 @@ class Count(Callback):
         self.folder = folder
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        state = {name: value for name, value in pl_module.state_dict().items() if "blocks" in name and value.ndim == 2}
+        state = {name: value for name, value in pl_module.state_dict().items() if value.ndim > 1}
         counts = {name: int(value.count_nonzero()) for name, value in state.items()}
         found = {"steps": trainer.global_step, "counts": counts, "weights": fingerprint(state)}
         (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(found))
+
+
+def assert_counted(counts: dict[str, int], sparse: Path) -> None:
+    """Weights and average have as many nonzeros as the masks have places."""
+    for name, mask in read_masks(sparse).items():
+        assert counts[f"model.{name}"] == counts[f"ema.module.{name}"] == int(mask.sum())
 
 
 def beside(callback: Callable[[], Callback], body: Callable[[], None]) -> Callable[[], None]:
@@ -123,15 +129,18 @@ def beside(callback: Callable[[], Callback], body: Callable[[], None]) -> Callab
 
 
 def test_200_steps_of_two_ranks_in_mixed_precision_leave_the_counts_alone(sparse: Path, tmp_path: Path) -> None:
-    more = ("--trainer.max_steps=200", "--trainer.max_epochs=-1", "--trainer.devices=2", "--model.mixing=null")
+    more: tuple[str, ...] = (
+        "--trainer.max_steps=200",
+        "--trainer.max_epochs=-1",
+        "--trainer.devices=2",
+        "--model.mixing=null",
+    )
     more += ("--trainer.precision=bf16-mixed", "--model.weight_decay=0.5")
     on_two_ranks(beside(lambda: Count(tmp_path), lambda: fit(tmp_path / "run", sparse, *more)))
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert one == two
     assert one["steps"] == 200
-    for name, mask in read_masks(sparse).items():
-        for prefix in ("model.", "ema.module."):
-            assert one["counts"].get(prefix + name, int(mask.sum())) == int(mask.sum())
+    assert_counted(one["counts"], sparse)
     for state in parts(checkpoint(tmp_path / "run")["state_dict"]):
         assert_masked(state, read_masks(sparse))
 
@@ -157,9 +166,7 @@ def test_a_dense_checkpoint_is_masked_again(
     monkeypatch.setattr(cli, "ResultsWriter", lambda: Count(tmp_path))
     with pytest.warns(UserWarning, match="the checkpoint is dense where 9 masks are zero"):
         fit(tmp_path, sparse)
-    counts = json.loads((tmp_path / "0.json").read_text())["counts"]
-    for name, mask in read_masks(sparse).items():
-        assert counts.get(f"ema.module.{name}", int(mask.sum())) == int(mask.sum())
+    assert_counted(json.loads((tmp_path / "0.json").read_text())["counts"], sparse)
     for state in parts(checkpoint(tmp_path)["state_dict"]):
         assert_masked(state, read_masks(sparse))
 
@@ -187,7 +194,9 @@ def test_a_fine_tuned_model_is_fine_tuned_again(sparse: Path, uninterrupted: Pat
         assert_masked(load_file(run / "pruned.safetensors"), read_masks(sparse))
 
 
-def test_dense_weights_are_fitted_without_masks(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dense_weights_are_fitted_without_masks(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit(tmp_path, dense, "--trainer.max_epochs=1")
     assert "masks kept" not in capsys.readouterr().out
     assert not (tmp_path / "pruned.safetensors").exists()
@@ -209,7 +218,7 @@ def test_a_rehearsal_keeps_masks_and_writes_nothing(
 def started(weights: Path, optimizer: type[torch.optim.Optimizer] = torch.optim.SGD, **options: Any) -> Any:
     """Return a callback at the start of a fit, its module, and an optimiser."""
     module, keep = LitClassifier(backbone(weights), N_CLASSES), KeepMasks()
-    step = optimizer(module.model.parameters(), **({"lr": 0.1} | options))  # type: ignore[call-arg]
+    step = optimizer(module.model.parameters(), **({"lr": 0.1} | options))
     data = SimpleNamespace(fingerprint=lambda _: "")
     trainer: Any = SimpleNamespace(strategy=SingleDeviceStrategy(), optimizers=[step], datamodule=data)
     keep.setup(trainer, module, "fit")

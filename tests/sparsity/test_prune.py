@@ -113,7 +113,7 @@ def test_wanda_is_its_definition_on_every_layer(
 
 @pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
-def test_global_compares_rows_as_layer_scale_weighs_them(
+def test_global_compares_branches_as_layer_scale_weighs_them(
     tmp_path: Path, backbone: Backbone, method: str, fold: bool
 ) -> None:
     _, masks = pruned(tmp_path, backbone, method=method, scope="global", sparsity=0.37, fold_layer_scale=fold)
@@ -123,9 +123,10 @@ def test_global_compares_rows_as_layer_scale_weighs_them(
         for layer, site in SITES.items():
             name = f"blocks.{i}.{layer}.weight"
             scores[name] = weights[name].double().abs() * (norms[f"blocks.{i}.{site}"] if method == "wanda" else 1.0)
-            gamma = weights.get(f"blocks.{i}.{'ls1' if layer == 'attn.proj' else 'ls2'}.gamma")
-            if fold and gamma is not None and layer in ("attn.proj", "mlp.fc2"):
-                scores[name] = scores[name] * gamma.double().abs()[:, None]
+            gamma = weights.get(f"blocks.{i}.{'ls1' if layer.startswith('attn') else 'ls2'}.gamma")
+            if fold and gamma is not None:
+                row = gamma.double().abs()
+                scores[name] = scores[name] * (row[:, None] if layer in ("attn.proj", "mlp.fc2") else row.mean())
     flat = torch.cat([part.flatten() for part in scores.values()])[None]
     mask = lowest_gone(flat, n_zeros(0.37, flat.numel()))
     assert torch.equal(torch.cat([masks[name].flatten() for name in scores]), mask[0])
@@ -428,6 +429,7 @@ ratios: {{blocks.0.*: 0.3}}
         ({"sparsity": 0.5, "scope": "global", "sequential": True}, "scope global compares them all"),
         ({"sparsity": 0.5, "split_qkv": True}, "in scope tensor, not in row"),
         ({"sparsity": 0.5, "out": Path("model.pth")}, r"written as \.safetensors"),
+        ({"sparsity": 0.5, "out": Path("/proc/no/model.safetensors")}, r"the folder of .* cannot be made"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(

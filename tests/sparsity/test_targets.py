@@ -67,7 +67,20 @@ def test_every_linear_layer_of_a_block_is_known(name: str) -> None:
         f"{n}.weight" for n, module in model.blocks.named_modules(prefix="blocks") if isinstance(module, nn.Linear)
     }
     scaled = {target.name for target in all_targets(model) if target.layer_scale is not None}
-    assert scaled == {f"blocks.{i}.{part}.weight" for i in range(2) for part in ("attn.proj", "mlp.fc2")}
+    assert scaled == found
+    gammas = {name: (model.blocks[0].ls1 if "attn" in name else model.blocks[0].ls2) for name in found if ".0." in name}
+    for target in all_targets(model):
+        assert target.name not in gammas or target.layer_scale is gammas[target.name]
+
+
+def test_the_gain_is_by_row_where_the_residual_stream_is_written_and_a_mean_where_it_is_read(tmp_path: Path) -> None:
+    model: Any = make_backbone(tmp_path, layer_scale=True).build()
+    ls1, ls2 = (scale.gamma.detach().double().abs() for scale in (model.blocks[0].ls1, model.blocks[0].ls2))
+    qkv, proj, fc1, fc2 = (torch.as_tensor(target.gain) for target in find_targets(model, ["blocks.0.*"]))
+    assert torch.equal(proj, ls1[:, None])
+    assert torch.equal(fc2, ls2[:, None])
+    assert (qkv, fc1) == (ls1.mean(), ls2.mean())
+    assert {target.gain for target in find_targets(make_backbone(tmp_path).build())} == {1.0}
 
 
 def test_the_matrix_times_the_rows_is_what_the_layer_computes(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from impact_lightning.sparsity import warm_threshold
+from impact_lightning.sparsity.compare import kth_largest
 from impact_lightning.sparsity.warm_threshold import Cut, WarmThreshold
 
 
@@ -46,13 +48,12 @@ def test_a_jump_of_everything_is_followed() -> None:
 
 def test_few_numbers_are_ordered_once_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    kthvalue = Tensor.kthvalue
 
-    def counted(self: Tensor, k: int) -> object:
-        sizes.append(len(self))
-        return kthvalue(self, k)
+    def counted(x: Tensor, k: int) -> float:
+        sizes.append(len(x))
+        return kth_largest(x, k)
 
-    monkeypatch.setattr(Tensor, "kthvalue", counted)
+    monkeypatch.setattr(warm_threshold, "kth_largest", counted)
     generator = torch.Generator().manual_seed(0)
     warm, scores = WarmThreshold(), torch.rand(10_000, generator=generator)
     for _ in range(20):

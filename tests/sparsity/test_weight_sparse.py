@@ -3,11 +3,13 @@
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -349,3 +351,14 @@ def test_frozen_weights_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"is frozen by model\.train_only"):
         trainer.fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"precision": "16-mixed"}, "16-mixed scales"), ({"strategy": object()}, "object cuts up")],
+)
+def test_trainers_that_hide_gradients_or_weights_are_refused(change: dict[str, Any], message: str) -> None:
+    module = LitClassifier(Backbone("vit_tiny_patch16_224", model_args=ARGS), n_classes=4)
+    trainer: Any = SimpleNamespace(**{"precision": "32-true", "strategy": SingleDeviceStrategy()} | change)
+    with pytest.raises(UserError, match=message):
+        WeightSparse(0.5).setup(trainer, module, "fit")

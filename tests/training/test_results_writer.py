@@ -22,3 +22,13 @@ def test_a_table_shows_what_belongs_to_a_number() -> None:
     assert all(part in first for part in ("top1", "0.7500", "0.7000 – 0.8000", "0.2500", "2 damaged samples"))
     assert "loss" in second
     assert "blocks.3" in shown.getvalue()
+
+
+def test_notes_that_all_numbers_share_are_said_once() -> None:
+    records = [
+        Record(name, 1, 1.5, 4000, 0, {}, "w", "d", of="blocks.3", notes=("nothing was spliced",))
+        for name in ("fvu", "l0")
+    ]
+    shown = StringIO()
+    Console(width=120, file=shown).print(*records_tables(records))
+    assert shown.getvalue().count("nothing was spliced") == 1
