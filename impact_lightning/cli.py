@@ -159,7 +159,8 @@ class CLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Hand over the checkpoint that was found, and leave the showing of results to our callbacks."""
-        ours = {"test": {"verbose": False}, "predict": {"return_predictions": False}}.get(subcommand, {})
+        quiet = {"verbose": False}
+        ours = {"validate": quiet, "test": quiet, "predict": {"return_predictions": False}}.get(subcommand, {})
         kwargs = {**super()._prepare_subcommand_kwargs(subcommand), **ours, "ckpt_path": self.ckpt_path}
         if self.ckpt_path is None and subcommand != "fit" and getattr(self.model, "is_random", False):
             raise UserError(f"{subcommand} would measure random weights: add `--ckpt_path best` or `--ckpt_path FILE`")
@@ -198,23 +199,30 @@ class CLI(LightningCLI):
         if is_rehearsal(trainer):
             return
         speed = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))
-        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         steps = f"{trainer.global_step:,} steps " if trainer.global_step else ""  # 0 where forked processes trained
         said = [f"fitted {steps}in {timedelta(seconds=round(monotonic() - self._began))}"]
         if speed.samples:
             said[0] += f" at {speed.per_second * trainer.world_size:,.0f} {unit(self.model)}/s"
             said.append(f"{speed.data_wait:.1%} waiting for data")
-        if len(scores) <= 4:
-            said += [f"{name} {value:.4f}" for name, value in sorted(scores.items())]
         logs = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
         print("\n" + ", ".join(said))
-        if len(scores) > 4:  # several models in one fit: a line each
-            for group in sorted({name.rpartition("/")[0] for name in scores}):
-                values = {name: value for name, value in sorted(scores.items()) if name.rpartition("/")[0] == group}
-                print(f"  {group}  " + "  ".join(f"{name.rpartition('/')[2]} {v:.4f}" for name, v in values.items()))
+        self._say_scores()
         print(f"  checkpoint  {checkpoint_dir(str(self.folder))}/last.ckpt")
         print(f"  logs        {logs or ', '.join(type(logger).__name__ for logger in trainer.loggers) or 'none'}")
         print(f"  config      {self.folder}/fit.yaml")
+
+    @rank_zero_only
+    def after_validate(self) -> None:
+        """Say the scores, a line for each model: Lightning's table cuts their names."""
+        print()
+        self._say_scores()
+
+    def _say_scores(self) -> None:
+        found = self.trainer.callback_metrics.items()
+        scores = {name: float(value) for name, value in sorted(found) if name.startswith("val/")}
+        for group in dict.fromkeys(name.rpartition("/")[0] for name in scores):
+            values = [f"{n.rpartition('/')[2]} {v:.4f}" for n, v in scores.items() if n.rpartition("/")[0] == group]
+            print(f"  {group}  " + "  ".join(values))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -107,6 +107,13 @@ def test_fit_then_test_then_predict(fitted: Path, capsys: pytest.CaptureFixture[
     assert top1.interval is not None
 
 
+def test_validate_says_the_scores_under_their_whole_names(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["validate", f"--config={TINY}", f"--dir={fitted}", "--ckpt_path=last"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  val  "))
+    assert "top1 0." in line
+    assert "loss " in line
+
+
 def test_the_saved_configuration_runs_again_and_test_leaves_it_alone(fitted: Path, tmp_path: Path) -> None:
     before = (fitted / "fit.yaml").read_text()
     main(["test", f"--config={TINY}", f"--dir={fitted}", "--ckpt_path=last"])
