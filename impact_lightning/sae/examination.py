@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from impact_lightning.activations.batch import ActivationBatch
 from impact_lightning.metrics.bootstrap import BootstrapSums
 from impact_lightning.metrics.class_counts import ClassCounts
-from impact_lightning.metrics.density import FiringDensity
-from impact_lightning.metrics.l0 import L0
 from impact_lightning.metrics.monosemanticity import Monosemanticity
 from impact_lightning.metrics.recovered import image_scores
 from impact_lightning.metrics.top_maps import TopMaps
@@ -35,7 +33,6 @@ class Examination(nn.Module):
         self.n_classes = n_classes
         n_latents, width = dictionary.sae.w_dec.shape
         self.sums = BootstrapSums(5 + width)  # of tokens, error, energy, active latents, cosine, and all channels
-        self.density, self.l0 = FiringDensity(n_latents), L0(n_latents)
         self.maps = TopMaps(n_latents, n_tokens, TOP)
         self.classes = ClassCounts(n_latents, n_classes)
         self.same_label = Monosemanticity(n_latents, n_classes)
@@ -55,8 +52,6 @@ class Examination(nn.Module):
         self.dictionary.measure(found)
         images = batch.image.view(-1, self.maps.maps.shape[-1])  # (B, t)
         self.sums.update(_quantities(found, *images.shape), images[:, 0])
-        self.density.update(found.codes)
-        self.l0.update(found.codes)
         codes = found.codes.view(*images.shape, -1)  # (B·t, F) -> (B, t, F)
         labels = batch.label.view(images.shape)[:, 0]
         self.maps.update(codes, images[:, 0], batch.token.view(images.shape))

@@ -51,7 +51,7 @@ def findings(examination: Examination, record: Recorder, labels: Tensor, lens: T
         labels: Labels by image, -1 where an image was not seen, `(N,)`.
         lens: What each latent adds to the logits, `(F, C)`, or None.
     """
-    features = _features(examination, labels, lens)
+    features = _features(examination, labels, lens)  # before the dictionary's own measures start anew
     records = _reconstruction(examination, record) + _recovered(examination, record)
     return Findings(records + _meaning(examination, features, record, labels), features)
 
@@ -160,12 +160,12 @@ def _features(examination: Examination, labels: Tensor, lens: Tensor | None) -> 
     best = decoder.new_empty(len(decoder), 0) if lens is None else lens
     shown = best.topk(min(LENS, best.shape[1]), dim=1)
     features = Features(
-        density=examination.density.compute().density,
+        density=examination.dictionary.density.compute().density,
         value=maps.samples.value,
         image=maps.samples.image,
         token=maps.samples.token,
         map=maps.map,
-        active=examination.l0.compute()["histogram"],
+        active=examination.dictionary.l0.compute()["histogram"],
         class_counts=counts.fired,
         class_images=counts.images,
         purity=purity.purity,
