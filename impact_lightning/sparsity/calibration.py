@@ -19,7 +19,7 @@ from impact_lightning.ranks import all_sum, rank_and_world
 from impact_lightning.sparsity.targets import Target
 from impact_lightning.types import ImageBatch, UserError
 
-SERIAL = 32767  # elements up to which torch uses one thread of a CPU, and which its cache holds
+CACHED = 65536  # elements that a core's cache holds beside their sums
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,9 @@ class _Sums:
     def __init__(self, target: Target, gram: bool) -> None:
         self.target = target
         n_in, device = target.weight.shape[1], target.weight.device
-        # a CPU adds as many rows at once as stay in its cache, a GPU all of them
-        self.squares = torch.zeros(max(SERIAL // n_in, 1), n_in, dtype=torch.float64, device=device)
+        # a CPU adds as many rows at once as stay in the caches of its cores, a GPU all of them
+        rows = 1 if device.type == "cuda" else max(CACHED * torch.get_num_threads() // n_in, 1)
+        self.squares = torch.zeros(rows, n_in, dtype=torch.float64, device=device)
         self.gram = torch.zeros(n_in, n_in, dtype=torch.float64, device=device) if gram else None
         self.tokens = 0
 

@@ -27,10 +27,17 @@ def between(x: Tensor, low: float, high: float) -> Tensor:
     return torch.from_numpy(values[(values >= low) & (values <= high)])
 
 
+def kth_lowest(x: Tensor, k: int) -> Tensor:
+    """Return the k-th lowest of each row of `x` `(G, n)`, k from 1, `(G, 1)`."""
+    values = _as_numpy(x)
+    if values is None:
+        return x.kthvalue(k, dim=1, keepdim=True).values
+    return torch.from_numpy(np.partition(values, k - 1, axis=1)[:, k - 1 : k])
+
+
 def kth_largest(x: Tensor, k: int) -> float:
     """Return the k-th largest of `x` `(N,)`, k from 1."""
-    values, place = _as_numpy(x), len(x) - k
-    return float(x.kthvalue(place + 1).values) if values is None else float(np.partition(values, place)[place])
+    return float(kth_lowest(x[None], len(x) - k + 1))
 
 
 def zero_where_not(x: Tensor, kept: Tensor) -> None:

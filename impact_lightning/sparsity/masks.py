@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from impact_lightning.sparsity.compare import kth_lowest
 from impact_lightning.types import UserError
 
 
@@ -63,7 +64,7 @@ def keep_highest(scores: Tensor, zeros: int) -> Tensor:
     if zeros == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     groups = scores.reshape(-1, n)  # (..., n) -> (G, n)
-    threshold = groups.kthvalue(zeros, dim=1, keepdim=True).values  # (G, 1) the highest that may go
+    threshold = kth_lowest(groups, zeros)  # (G, 1) the highest that may go
     kept = groups > threshold
     missing = n - zeros - kept.sum(1, keepdim=True)  # (G, 1) above 0 where several equal the threshold
     tied = missing.squeeze(1).nonzero().squeeze(1)

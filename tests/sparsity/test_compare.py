@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from impact_lightning.sparsity.compare import at_least, between, count_above, kth_largest, zero_where_not
+from impact_lightning.sparsity.compare import at_least, between, count_above, kth_largest, kth_lowest, zero_where_not
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]  # NumPy has no bfloat16: torch compares
 
@@ -26,6 +26,13 @@ def test_the_kth_largest_is_that_of_a_sort(dtype: torch.dtype, k: int) -> None:
     before = x.clone()
     assert kth_largest(x, k) == sorted(x.tolist(), reverse=True)[k - 1]
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_the_kth_lowest_of_rows_is_that_of_their_sorts(dtype: torch.dtype, k: int) -> None:
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(k)).to(dtype)
+    assert kth_lowest(x, k).tolist() == [[sorted(row)[k - 1]] for row in x.tolist()]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
