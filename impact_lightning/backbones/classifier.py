@@ -59,6 +59,7 @@ class LitClassifier(LightningModule):
         lr: Peak learning rate of AdamW.
         weight_decay: On matrices only: biases, norms, position embeddings and class tokens are left alone.
         betas: Decay rates of AdamW's two moments.
+        eps: What AdamW adds to the root of its second moment; 0.1 is that of weight-sparse transformers.
         warmup_steps: Steps of linear warm-up before the cosine.
         lr_floor: Share of the peak learning rate that is left at the end.
         label_smoothing: Share of the target spread over all classes.
@@ -75,6 +76,7 @@ class LitClassifier(LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
         warmup_steps: int = 0,
         lr_floor: float = 0.0,
         label_smoothing: float = 0.0,
@@ -87,6 +89,7 @@ class LitClassifier(LightningModule):
             ("lr", lr, lr > 0),
             ("weight_decay", weight_decay, weight_decay >= 0),
             ("betas", betas, all(0 <= beta < 1 for beta in betas)),
+            ("eps", eps, eps > 0),
             ("warmup_steps", warmup_steps, warmup_steps >= 0),
             ("lr_floor", lr_floor, 0 <= lr_floor <= 1),
             ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1),
@@ -100,6 +103,7 @@ class LitClassifier(LightningModule):
         self.lr = lr
         self.weight_decay = weight_decay
         self.betas = betas
+        self.eps = eps
         self.warmup_steps = warmup_steps
         self.lr_floor = lr_floor
         self.label_smoothing = label_smoothing
@@ -161,7 +165,7 @@ class LitClassifier(LightningModule):
         )
         # Lightning takes a fused optimiser for one that unscales gradients itself, and does not clip those.
         is_clipped = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=not is_clipped)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=not is_clipped)
         total = total_steps(self.trainer)
 
         def factor(step: int) -> float:

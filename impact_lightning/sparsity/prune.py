@@ -17,7 +17,7 @@ from impact_lightning.ranks import rank_and_world
 from impact_lightning.sparsity.calibration import CalibrationImages
 from impact_lightning.sparsity.masks import parse_scope
 from impact_lightning.sparsity.pruned_file import masks_path
-from impact_lightning.sparsity.pruning import Pruning
+from impact_lightning.sparsity.pruning import Achieved, Pruning
 from impact_lightning.sparsity.ratios import Ratios
 from impact_lightning.sparsity.recipe import Method, Recipe
 from impact_lightning.sparsity.targets import BLOCKS, NOTHING, Target, find_targets
@@ -135,18 +135,20 @@ def _process_group(device: str) -> Iterator[torch.device]:
             dist.destroy_process_group()
 
 
-def _report(targets: list[Target], files: dict[Path, float], achieved: dict[float, dict[str, float]]) -> None:
+def _report(targets: list[Target], files: dict[Path, float], achieved: dict[float, Achieved]) -> None:
     """Print the share of zeros of every layer, one column for each sparsity, and where things are."""
     table = Table(box=None, header_style="")
     for name, side in (("share of zeros", "left"), ("weights", "right"), *((f"{one}", "right") for one in achieved)):
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]  # one of its literals
     for target in targets:
         out, n_in = target.weight.shape
-        shares = (f"{achieved[one][target.name]:.4f}" for one in achieved)
+        shares = (f"{achieved[one].zeros[target.name]:.4f}" for one in achieved)
         table.add_row(target.name.removesuffix(".weight"), f"{out} x {n_in}", *shares)
     total = sum(target.weight.numel() for target in targets)
-    table.add_row("all of these", f"{total:,}", *(f"{achieved[one]['total']:.4f}" for one in achieved))
+    table.add_row("all of these", f"{total:,}", *(f"{achieved[one].zeros['total']:.4f}" for one in achieved))
     Console(highlight=False).print(table)
     print()
+    for one, found in achieved.items():
+        print(f"at {one}: {found.emptied}")
     for file in files:
         print(f"{file}  {masks_path(file).name}")

@@ -1,6 +1,6 @@
 """Pruning a model by a recipe, at one sparsity after another."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,22 @@ from timm.models.vision_transformer import VisionTransformer
 from impact_lightning.backbones import Backbone, fingerprint
 from impact_lightning.ranks import rank_and_world
 from impact_lightning.sparsity.calibration import Calibration, CalibrationImages, calibrate
+from impact_lightning.sparsity.emptied import Emptied, emptied
 from impact_lightning.sparsity.one_shot import Pruned, layer_ratios, prune_layers
 from impact_lightning.sparsity.pruned_file import write_pruned
+from impact_lightning.sparsity.ratios import OUTLIER, SPREAD
 from impact_lightning.sparsity.recipe import Recipe
 from impact_lightning.sparsity.targets import Target
 
 NO_IMAGES = Calibration(0, {})
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """Share of zeros by name and in `total`, and what they have emptied."""
+
+    zeros: dict[str, float]
+    emptied: Emptied
 
 
 class Pruning:
@@ -67,18 +77,19 @@ class Pruning:
             pruned |= part
         return pruned
 
-    def write(self, path: Path, sparsity: float) -> dict[str, float]:
-        """Write the pruned model, on the first rank; return the share of zeros by name and in `total`."""
+    def write(self, path: Path, sparsity: float) -> Achieved:
+        """Write the pruned model, on the first rank; return what became of it."""
         pruned = self.at(sparsity)
-        zeros = sum(int((~tensor.mask).sum()) for tensor in pruned.values())
-        achieved = {name: tensor.sparsity for name, tensor in pruned.items()}
-        achieved["total"] = zeros / sum(tensor.mask.numel() for tensor in pruned.values())
+        masks = {name: tensor.mask for name, tensor in pruned.items()}
+        zeros = sum(int((~mask).sum()) for mask in masks.values())
+        shares = {name: tensor.sparsity for name, tensor in pruned.items()}
+        shares["total"] = zeros / sum(mask.numel() for mask in masks.values())
+        achieved = Achieved(shares, emptied(masks))
         if rank_and_world()[0] == 0:
-            masks = {name: tensor.mask for name, tensor in pruned.items()}
             write_pruned(path, self.model.state_dict(), masks, self.protocol(sparsity, achieved))
         return achieved
 
-    def protocol(self, sparsity: float, achieved: dict[str, float]) -> dict[str, Any]:
+    def protocol(self, sparsity: float, achieved: Achieved) -> dict[str, Any]:
         """Return how the weights are made."""
         recipe = asdict(self.recipe)
         known: dict[str, Any] = {
@@ -89,9 +100,12 @@ class Pruning:
             **recipe,
             "scope": str(self.recipe.scope),
             "sparsity": sparsity,
-            "achieved": achieved,
+            "achieved": achieved.zeros,
+            "emptied": asdict(achieved.emptied),
             "calibration": None,
         }
+        if self.recipe.ratios == "outliers":
+            known["outliers"] = {"times_mean": OUTLIER, "spread": SPREAD}
         if self.images is not None:
             known["calibration"] = {
                 "images": self.n_images,

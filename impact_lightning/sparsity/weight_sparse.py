@@ -17,6 +17,7 @@ from impact_lightning.backbones.classifier import LitClassifier
 from impact_lightning.backbones.sites import unwrap
 from impact_lightning.sparsity.density_log import DensityLog
 from impact_lightning.sparsity.density_schedule import Course, DensitySchedule
+from impact_lightning.sparsity.emptied import emptied
 from impact_lightning.sparsity.gradient_rms import GradientRule
 from impact_lightning.sparsity.sparse_average import DENSE, SparseAverage
 from impact_lightning.sparsity.sparse_steps import SparseSteps
@@ -203,6 +204,7 @@ class WeightSparse(Callback):
             for kind, weights in groups.items():
                 nonzeros, numel = sum(int(w.count_nonzero()) for w in weights), sum(w.numel() for w in weights)
                 print(f"  {nonzeros / numel:.4f}  {nonzeros:,} of {numel:,} weights of {kind}")
+            print(f"  {emptied({tensor.name: tensor.weight != 0 for tensor in self.tensors})}")
 
     def _plan(self, module: LightningModule) -> list[str]:
         """Return what becomes sparse, and what stays dense."""

@@ -116,7 +116,14 @@ def test_mixing_goes_on_without_an_image_whose_partner_was_damaged(monkeypatch: 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"lr": -1.0}, {"betas": (0.9, 2.0)}, {"ema_decay": 2.0}, {"label_smoothing": 3.0}, {"warmup_steps": -1}],
+    [
+        {"lr": -1.0},
+        {"betas": (0.9, 2.0)},
+        {"ema_decay": 2.0},
+        {"label_smoothing": 3.0},
+        {"warmup_steps": -1},
+        {"eps": 0.0},
+    ],
 )
 def test_a_setting_out_of_range_is_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"model.{next(iter(wrong))} is out of range"):
