@@ -128,9 +128,12 @@ class Units:
         print(f"{name}: {found}", flush=True)
 
 
-def spread(values: list[float]) -> str:
-    """Return mean and half-width of Student's 95 % interval, in percent."""
+def half_width(values: list[float]) -> float:
+    """Return the half-width of Student's 95 % interval of a mean; 0 of a single value."""
     n = len(values)
-    if n < 2:
-        return f"{100 * values[0]:.1f}"
-    return f"{100 * mean(values):.1f} ± {100 * STUDENT[n] * stdev(values) / n**0.5:.1f}"
+    return STUDENT[n] * stdev(values) / n**0.5 if n > 1 else 0.0
+
+
+def spread(values: list[float]) -> str:
+    """Return mean and half-width of the interval, in percent."""
+    return f"{100 * mean(values):.1f}" + (f" ± {100 * half_width(values):.1f}" if len(values) > 1 else "")
