@@ -43,14 +43,14 @@ def pruned_points(units: list[dict[str, Any]], when: str) -> tuple[Points, list[
 
 
 def trained_points(units: list[dict[str, Any]]) -> Points:
-    """Return the points of trainings: of several learning rates that with most seeds, then the best."""
+    """Return the points of trainings: of several learning rates that with most seeds, then the best in validation."""
     cells: dict[tuple[str, float], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for unit in units:
         cells[unit["method"], unit["density"]][unit["lr"]].append(unit)
     points: Points = defaultdict(lambda: defaultdict(list))
     for (method, density), rates in cells.items():
         if density < 1:
-            best = max(rates.values(), key=lambda several: (len(several), mean(unit["top1"] for unit in several)))
+            best = max(rates.values(), key=lambda several: (len(several), several[0].get("val", 0.0)))
             points[method, ""][round(1 - mean(unit["nonzero"] for unit in best), 3)] = [unit["top1"] for unit in best]
     return points
 

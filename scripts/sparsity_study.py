@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -50,7 +50,7 @@ class Study:
             raise UserError(f"{config} reads class folders: give --root")
         if not self.is_rendered and (images % 10 or test_images % 10):
             raise UserError("--images and --test-images are divided among 10 classes")
-        self._test: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._loaded: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def backbone(self, weights: Path) -> Backbone:
         """Return the model with some weights; it has as many classes as they have."""
@@ -86,15 +86,16 @@ class Study:
             cli.main(["fit", *run, *given, *QUIET, *words])
 
     @torch.no_grad()
-    def accuracy(self, weights: Path) -> float:
-        """Return top-1 on the test images, in float32."""
-        if not self._test:
+    def accuracy(self, weights: Path, split: Literal["test", "val"] = "test") -> float:
+        """Return top-1 on the test images, or on those that are held out for choices, in float32."""
+        if split not in self._loaded:
             data = self._data({} if self.is_rendered else {"limit": self.test_images // 10})
-            loaded = [data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader()]
-            self._test = [(batch.images, batch.labels) for batch in loaded]
+            loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+            loaded = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+            self._loaded[split] = [(batch.images, batch.labels) for batch in loaded]
         model = self.backbone(weights).build().eval()
-        right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in self._test)
-        return right / sum(len(labels) for _, labels in self._test)
+        right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in self._loaded[split])
+        return right / sum(len(labels) for _, labels in self._loaded[split])
 
 
 class Units:

@@ -10,6 +10,7 @@ from impact_lightning.activations.batch import ActivationBatch
 from impact_lightning.activations.manifest import Origin, Precision
 from impact_lightning.activations.tokens import Sequence, Tokens
 from impact_lightning.backbones import Backbone, Site, capture, expand_sites, fingerprint, site_width
+from impact_lightning.backbones.image_size import check_image_size
 from impact_lightning.data.loader import RandomAccess
 from impact_lightning.data.module import ImageDataModule, Split
 from impact_lightning.data.streams import Shards as ImageShards
@@ -85,7 +86,7 @@ class Reader:
         if not len(row):  # all of them were damaged
             nothing = {site: images.new_empty(0, width) for site, width in frozen.sites.items()}
             return ActivationBatch(nothing, row, token.flatten(), label)
-        self._check(images)
+        check_image_size(frozen.model, frozen.backbone.name, images.shape[1:])
         with torch.autocast(device.type, torch.bfloat16, enabled=frozen.precision == "bf16-mixed"):
             frozen.model(images)
         image = torch.arange(len(row), device=device)[:, None]  # (B, 1)
@@ -95,15 +96,6 @@ class Reader:
             token=token.flatten(),
             label=label.repeat_interleave(frozen.per_image),
         )
-
-    def _check(self, images: Tensor) -> None:
-        patches = self.frozen.model.patch_embed
-        wanted = (patches.proj.in_channels, *(patches.img_size or images.shape[-2:]))
-        if tuple(images.shape[1:]) != wanted:
-            raise UserError(
-                f"the images are {tuple(images.shape[1:])} and {self.frozen.backbone.name} takes {wanted}: change the "
-                "size of the data, or set backbone.model_args.img_size or in_chans"
-            )
 
 
 def readable_split(data: ImageDataModule, split: Split) -> RandomAccess:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from impact_lightning.backbones.backbone import Backbone, fingerprint
+from impact_lightning.backbones.sites import check_supported
 from impact_lightning.metrics import ClassifierScores
 from impact_lightning.ranks import all_sum
-from impact_lightning.results import Interval, Null, Record
+from impact_lightning.results import Constant, Interval, Null, Record
 from impact_lightning.steps import total_steps
 from impact_lightning.types import ImageBatch, UserError
 
@@ -263,6 +264,17 @@ class LitClassifier(LightningModule):
                     notes=data.notes("test"),
                 )
             )
+
+        self.records.append(self._density(weights, data.fingerprint("test")))
+
+    def _density(self, weights: str, data: str) -> Record:
+        """Return how many weights of the linear layers of the blocks are not zero."""
+        blocks: Any = check_supported(self.evaluated).blocks
+        matrices = [layer.weight for layer in blocks.modules() if isinstance(layer, nn.Linear)]
+        n = sum(matrix.numel() for matrix in matrices)
+        nonzeros = sum(int(matrix.count_nonzero()) for matrix in matrices)
+        protocol: dict[str, Constant] = {"of": "linear layers of the blocks"}
+        return Record("weight_density", 1, nonzeros / n, n, self.seed, protocol, weights, data)
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the position of every image, its label, and the probability of every class."""

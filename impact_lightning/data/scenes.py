@@ -27,6 +27,11 @@ class SceneSet:
         """Return the number of images."""
         return len(self.rows)
 
+    @property
+    def labels(self) -> Rows:
+        """Return all labels `(N,)`."""
+        return self.source.grid.label_of(self.source.grid.factors_of(self.rows), self.label)
+
     def __getitems__(self, keys: list[Key]) -> Fetched:
         """Render one batch."""
         index = np.array([key.row for key in keys], dtype=np.int64)

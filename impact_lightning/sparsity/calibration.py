@@ -88,17 +88,6 @@ class CalibrationImages:
         """Return what identifies the images."""
         return hashlib.sha256(self.data.fingerprint("train").encode() + self.rows.tobytes()).hexdigest()[:16]
 
-    def check_fit(self, model: nn.Module, name: str) -> None:
-        """Refuse images of another size than the model takes."""
-        patches = check_supported(model).patch_embed
-        given = tuple(self.data.image_shape)
-        wanted = (patches.proj.in_channels, *(patches.img_size or given[1:]))
-        if given != wanted:
-            raise UserError(
-                f"the calibration images are {given} and {name} takes {wanted}: change the size of the data, or set "
-                "backbone.model_args.img_size or in_chans"
-            )
-
     def batches(self, device: torch.device) -> Iterator[Tensor]:
         """Yield this rank's batches of normalised images `(B, C, h, w)`; damaged images are left out."""
         rank, world = rank_and_world()

@@ -85,7 +85,7 @@ def _prune_layer(target: Target, recipe: Recipe, ratio: float, inputs: Inputs | 
         prune = recipe.scope if isinstance(recipe.scope, NofM) else ratio
         parts = [sparse_gpt(part, inputs.gram, inputs.tokens, prune) for part in _thirds(target.weight, target, recipe)]
         weight, mask = (torch.cat(side).view_as(target.layer.weight) for side in zip(*parts, strict=True))
-        return Pruned(weight, mask)
+        return Pruned(weight, mask & (weight != 0))  # weights of silent inputs too
     values = score(target, recipe, inputs)
     if isinstance(recipe.scope, NofM):
         return _masked(target, n_of_m_mask(values, recipe.scope))
@@ -101,5 +101,5 @@ def _thirds(matrix: Tensor, target: Target, recipe: Recipe) -> tuple[Tensor, ...
 
 def _masked(target: Target, mask: Tensor) -> Pruned:
     weight = target.layer.weight.detach()
-    mask = mask.view_as(weight)
+    mask = mask.view_as(weight) & (weight != 0)  # what is zero already stays so
     return Pruned(weight.masked_fill(~mask, 0), mask)

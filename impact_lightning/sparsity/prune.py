@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from impact_lightning.backbones import Backbone
+from impact_lightning.backbones.image_size import check_image_size
 from impact_lightning.data.module import ImageDataModule
 from impact_lightning.ranks import rank_and_world
 from impact_lightning.sparsity.calibration import CalibrationImages
@@ -20,7 +21,7 @@ from impact_lightning.sparsity.pruned_file import masks_path
 from impact_lightning.sparsity.pruning import Achieved, Pruning
 from impact_lightning.sparsity.ratios import Ratios
 from impact_lightning.sparsity.recipe import Method, Recipe
-from impact_lightning.sparsity.targets import BLOCKS, NOTHING, Target, find_targets
+from impact_lightning.sparsity.targets import BLOCKS, NOTHING, Target, find_targets, kind
 from impact_lightning.types import UserError
 
 
@@ -78,7 +79,8 @@ def prune(
     model = backbone.build().eval().requires_grad_(False)
     recipe.check(targets := find_targets(model, include, exclude), sparsities)
     if drawn is not None:
-        drawn.check_fit(model, backbone.name)
+        check_image_size(model, backbone.name, drawn.data.image_shape)
+    _make_folder(out)
     with _process_group(device) as place:
         pruning = Pruning(backbone, model.to(place), targets, recipe, drawn)
         achieved = {one: pruning.write(file, one) for file, one in files.items()}
@@ -93,10 +95,6 @@ def out_files(out: Path, sparsities: list[float], backbone: Backbone) -> dict[Pa
     name = out.name
     if "{sparsity}" not in name and len(sparsities) > 1:
         name = f"{out.stem}-{{sparsity}}{out.suffix}"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder of out {out} cannot be made: {error.strerror or error}") from error
     files = {out.with_name(name.replace("{sparsity}", repr(one))): one for one in sparsities}
     for file in files:
         if backbone.weights is not None and file.resolve() == backbone.weights.resolve():
@@ -104,6 +102,13 @@ def out_files(out: Path, sparsities: list[float], backbone: Backbone) -> dict[Pa
         if file.is_dir():
             raise UserError(f"out {file} is a folder; give the name of a file")
     return files
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder of out {out} cannot be made: {error.strerror or error}") from error
 
 
 def _draw(recipe: Recipe, data: ImageDataModule | None, images: int, batch_size: int) -> CalibrationImages | None:
@@ -140,10 +145,15 @@ def _report(targets: list[Target], files: dict[Path, float], achieved: dict[floa
     table = Table(box=None, header_style="")
     for name, side in (("share of zeros", "left"), ("weights", "right"), *((f"{one}", "right") for one in achieved)):
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]  # one of its literals
+    rows: dict[str, list[Target]] = {}
     for target in targets:
-        out, n_in = target.weight.shape
-        shares = (f"{achieved[one].zeros[target.name]:.4f}" for one in achieved)
-        table.add_row(target.name.removesuffix(".weight"), f"{out} x {n_in}", *shares)
+        rows.setdefault(kind(target.name), []).append(target)
+    for name, layers in rows.items():
+        shown = {tuple(f"{found.zeros[layer.name]:.4f}" for found in achieved.values()): layer for layer in layers}
+        several = f" ({len(layers)})" if len(layers) > 1 else ""
+        for shares, layer in shown.items():  # one line where all blocks are alike
+            title = f"{name}{several}" if len(shown) == 1 else layer.name
+            table.add_row(title.replace(".weight", ""), "{} x {}".format(*layer.weight.shape), *shares)
     total = sum(target.weight.numel() for target in targets)
     table.add_row("all of these", f"{total:,}", *(f"{achieved[one].zeros['total']:.4f}" for one in achieved))
     Console(highlight=False).print(table)

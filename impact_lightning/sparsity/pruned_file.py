@@ -89,6 +89,11 @@ def read_masks(path: Path) -> dict[str, Tensor]:
     """
     protocol = read_protocol(path)
     beside = masks_path(path)
+    if not beside.exists():
+        raise UserError(
+            f"{path} is a pruned file, and its masks are missing beside it: copy {beside.name} there too; to train "
+            "without masks, save the state dict to a file of its own"
+        )
     if read_protocol(beside)["masks"] != protocol["masks"]:
         raise UserError(f"{beside} holds the masks of other weights than {path}; copy the two files together")
     weights, packed = load_file(path), load_file(beside)

@@ -96,6 +96,7 @@ class Pruning:
             "model": self.backbone.name,
             "model_args": self.backbone.model_args,
             "num_classes": self.model.num_classes,
+            "activation_topk": self.backbone.activation_topk and asdict(self.backbone.activation_topk),
             "weights_before": self.weights_before,
             **recipe,
             "scope": str(self.recipe.scope),

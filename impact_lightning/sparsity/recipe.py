@@ -50,7 +50,9 @@ class Recipe:
         """Return the sparsities that are made, each once."""
         if isinstance(self.scope, NofM):
             if asked not in (None, self.scope.sparsity, [self.scope.sparsity]):
-                raise UserError(f"sparsity {asked}: scope {self.scope} makes {self.scope.sparsity}; leave sparsity out")
+                raise UserError(
+                    f"sparsity {asked}: scope {self.scope} makes {self.scope.sparsity}; leave sparsity out, or null it"
+                )
             return [self.scope.sparsity]
         if asked is None:
             raise UserError("sparsity: say which share of the weights is to become zero, or several in a list")
@@ -59,7 +61,8 @@ class Recipe:
             raise UserError(f"sparsity must name at least one share, each once, got {several}")
         for one in several:
             if not 0 <= one < 1:
-                raise UserError(f"sparsity must lie in [0, 1), got {one}: at 1 no weight is left")
+                why = ": at 1 no weight is left" if one == 1 else ""
+                raise UserError(f"sparsity must lie in [0, 1), got {one}{why}")
         return several
 
     def check(self, targets: list[Target], sparsities: list[float]) -> None:

@@ -38,6 +38,8 @@ class SparseSteps:
         self.gradient: GradientRule = gradient
         self.regrow = regrow
         self.gradient_rms = 0.0  # of the last step
+        self.rate = 0.0  # learning rate of the last step, of the first group
+        self.reached = 1.0  # density of the model by now
         self._rates: list[float] = []  # of the parameter groups, while others are in force
         self._dead: list[Tensor] = []  # what was zero before the step, where it has to stay so
 
@@ -56,6 +58,7 @@ class SparseSteps:
         self._rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group["lr"] *= self.rate_factor(steps)
+        self.rate = optimizer.param_groups[0]["lr"]
         if not self.regrow and self.density(steps) < 1:
             self._dead = [tensor.weight == 0 for tensor in self.tensors]
 
@@ -70,6 +73,6 @@ class SparseSteps:
 
     def sparsify(self, steps: int) -> None:
         """Bring all tensors to the density after so many steps."""
-        density = self.density(steps)
+        self.reached = self.density(steps)
         for tensor in self.tensors:
-            tensor.sparsify(tensor.weight, tensor.n_kept(density))
+            tensor.sparsify(tensor.weight, tensor.n_kept(self.reached))

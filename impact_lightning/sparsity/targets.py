@@ -1,6 +1,7 @@
 """Targets: the weight matrices of a vision transformer that are pruned."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -63,7 +64,13 @@ class Target:
         return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
-def find_targets(model: nn.Module, include: Iterable[str] = tuple(BLOCKS), exclude: Iterable[str] = ()) -> list[Target]:
+def find_targets(
+    model: nn.Module,
+    include: Iterable[str] = tuple(BLOCKS),
+    exclude: Iterable[str] = (),
+    *,
+    options: tuple[str, str] = ("include", "exclude"),
+) -> list[Target]:
     """Return the targets that a pattern of `include` means and none of `exclude`, in the order of execution.
 
     Args:
@@ -71,12 +78,13 @@ def find_targets(model: nn.Module, include: Iterable[str] = tuple(BLOCKS), exclu
         include: Names of parameters or layers (`blocks.0.mlp.fc1`), of the sites that layers read
             (`blocks.0.mlp_in`), globs of these, or after `re:` a regular expression; each has to mean something.
         exclude: The same, of what stays dense.
+        options: What the two are called where a person has written them.
     """
     known = list(all_targets(check_supported(model)))
-    chosen = {target for pattern in include for target in select(pattern, known, "include")}
-    chosen -= {target for pattern in exclude for target in select(pattern, known, "exclude")}
+    chosen = {target for pattern in include for target in select(pattern, known, options[0])}
+    chosen -= {target for pattern in exclude for target in select(pattern, known, options[1])}
     if not chosen:
-        raise UserError("include and exclude leave no weights to prune")
+        raise UserError(f"{options[0]} and {options[1]} leave no weights to prune")
     return [target for target in known if target in chosen]
 
 
@@ -89,9 +97,20 @@ def select(pattern: str, known: list[Target], option: str) -> list[Target]:
     if not found:
         names = [target.name.removesuffix(".weight") for target in known]
         sites = [target.site for target in known if target.site]
-        close = ", ".join(get_close_matches(pattern, names + sites, n=3, cutoff=0.0))
-        raise UserError(f"{option}: no weights are named {pattern!r} (close: {close}); there are {', '.join(names)}")
+        close = get_close_matches(pattern, names + sites, n=3)
+        hint = f"; did you mean {' or '.join(close)}? Else" if close else ";"
+        raise UserError(f"{option}: no weights are named {pattern!r}{hint} there are {', '.join(kinds(names))}")
     return found
+
+
+def kind(name: str) -> str:
+    """Return a name with a star in the place of the number of its block."""
+    return re.sub(r"^blocks\.\d+\.", "blocks.*.", name)
+
+
+def kinds(names: Iterable[str]) -> list[str]:
+    """Return names with those of all blocks as one, and how many they are."""
+    return [f"{name} ({n})" if n > 1 else name for name, n in Counter(map(kind, names)).items()]
 
 
 def all_targets(model: VisionTransformer) -> Iterator[Target]:

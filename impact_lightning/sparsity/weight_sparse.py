@@ -1,8 +1,7 @@
 """Weight-sparse training: after every step of the optimiser the largest weights stay, and the rest are zeroed."""
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from impact_lightning.sparsity.density_log import DensityLog
 from impact_lightning.sparsity.density_schedule import Course, DensitySchedule
 from impact_lightning.sparsity.emptied import emptied
 from impact_lightning.sparsity.gradient_rms import GradientRule
+from impact_lightning.sparsity.pruned_file import masks_path, write_pruned
 from impact_lightning.sparsity.sparse_average import DENSE, SparseAverage
 from impact_lightning.sparsity.sparse_steps import SparseSteps
 from impact_lightning.sparsity.sparse_tensor import SparseTensor
-from impact_lightning.sparsity.targets import find_targets
+from impact_lightning.sparsity.targets import find_targets, kind, kinds
 from impact_lightning.steps import total_steps
 from impact_lightning.types import UserError
 
@@ -34,7 +34,8 @@ class WeightSparse(Callback):
     """Train a classifier whose weights are sparse (Gao et al., arXiv 2511.13653); gradients and moments stay dense.
 
     Every checkpoint and evaluation has the exact counts, the average of the weights included. `density.csv` of the run
-    tells them in the course of the training, for every tensor.
+    tells them in the course of the training, for every tensor; `sparse.safetensors` is the model at the end, for plain
+    timm, with its masks. `best.ckpt` is chosen among models that have reached the density.
 
     Gradual magnitude pruning is `regrow: false, course: cubic, sharkfin: false, gradient: none, min_alive: 0`.
 
@@ -65,8 +66,11 @@ class WeightSparse(Callback):
         min_alive: int = 4,
         regrow: bool = True,
     ) -> None:
-        if min_alive < 0 or min([*multiples.values(), 1.0]) <= 0:
-            raise UserError(f"WeightSparse: min_alive {min_alive} and multiples {multiples} must be positive")
+        if min_alive < 0:
+            raise UserError(f"WeightSparse: min_alive must not be negative, got {min_alive}")
+        for pattern, multiple in multiples.items():
+            if not 0 < multiple < float("inf"):
+                raise UserError(f"WeightSparse: the multiple of {pattern} must be positive, got {multiple}")
         self.schedule = DensitySchedule(density, course, begin, end)
         self.multiples = multiples
         self.dense = dense
@@ -80,6 +84,7 @@ class WeightSparse(Callback):
         self._log: DensityLog | None = None
         self._loaded: Mapping[str, Tensor] | None = None
         self._hooks: list[RemovableHandle] = []
+        self._path: Path | None = None  # of the weights for plain timm
 
     # ------------------------------------------------------------------------------------------- before the fit
 
@@ -106,8 +111,8 @@ class WeightSparse(Callback):
     def _find(self, model: nn.Module) -> list[SparseTensor]:
         multiples: dict[str, float] = {}
         for pattern, multiple in self.multiples.items():
-            multiples |= {target.name: multiple for target in find_targets(model, [pattern])}
-        targets = find_targets(model, self.multiples, self.dense)
+            multiples |= {t.name: multiple for t in find_targets(model, [pattern], options=("multiples", "dense"))}
+        targets = find_targets(model, self.multiples, self.dense, options=("multiples", "dense"))
         return [SparseTensor(target, multiples[target.name], self.min_alive) for target in targets]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -140,6 +145,11 @@ class WeightSparse(Callback):
     # --------------------------------------------------------------------------------------------- in each step
 
     @property
+    def is_unfinished(self) -> bool:
+        """Whether the density still falls: what is measured now is another model than the one that was asked for."""
+        return self._steps is not None and self._steps.reached > self.schedule.target
+
+    @property
     def steps(self) -> SparseSteps:
         """What surrounds each step, once the fit has begun."""
         assert self._steps is not None
@@ -156,7 +166,7 @@ class WeightSparse(Callback):
             return
         scalars = {
             "density": self.achieved(),
-            "lr_factor": self.steps.rate_factor(trainer.global_step - 1),
+            "lr": self.steps.rate,
             "gradient_rms": self.steps.gradient_rms,
         }
         pl_module.log_dict({f"sparsity/{name}": value for name, value in scalars.items()}, rank_zero_only=True)
@@ -186,6 +196,34 @@ class WeightSparse(Callback):
         if self.average is not None:
             self.average.make_sparse(self.steps.density(trainer.global_step))
         self._write(trainer, pl_module)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time
+            self._export(trainer, pl_module)
+
+    def _export(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the model that is evaluated for plain timm, with masks: a fit that begins with it keeps its zeros."""
+        assert isinstance(module, LitClassifier)
+        weights = unwrap(module.evaluated).state_dict()
+        self._path = Path(trainer.default_root_dir) / "sparse.safetensors"
+        masks = {tensor.name: weights[tensor.name] != 0 for tensor in self.tensors}
+        shares = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
+        backbone = module.backbone_config
+        protocol = {
+            "model": backbone.name,
+            "model_args": backbone.model_args,
+            "num_classes": module.n_classes,
+            "activation_topk": backbone.activation_topk and asdict(backbone.activation_topk),
+            "method": "weight-sparse training" if self.regrow else "gradual pruning",
+            **{
+                name: getattr(self, name)
+                for name in ("multiples", "dense", "sharkfin", "gradient", "min_alive", "regrow")
+            },
+            "schedule": asdict(self.schedule),
+            "steps": trainer.global_step,
+            "seed": module.seed,
+            "achieved": {**shares, "total": 1 - self.achieved()},
+            "emptied": asdict(emptied(masks)),
+        }
+        write_pruned(self._path, weights, masks, protocol)
 
     # --------------------------------------------------------------------------------------------------- report
 
@@ -199,12 +237,15 @@ class WeightSparse(Callback):
         if trainer.is_global_zero:
             groups: dict[str, list[Tensor]] = {}
             for tensor in self.tensors:
-                groups.setdefault(_kind(tensor.name), []).append(tensor.weight)
-            print(f"\nweight-sparse: density {self.achieved():.4f}, after multiples of {self.schedule.target}")
-            for kind, weights in groups.items():
+                groups.setdefault(kind(tensor.name), []).append(tensor.weight)
+            share = f"{self.achieved():.4f} of the weights of all sparse tensors are not zero"
+            print(f"\nweight-sparse: {share}; the target is {self.schedule.target} times the multiple of each")
+            for name, weights in groups.items():
                 nonzeros, numel = sum(int(w.count_nonzero()) for w in weights), sum(w.numel() for w in weights)
-                print(f"  {nonzeros / numel:.4f}  {nonzeros:,} of {numel:,} weights of {kind}")
+                print(f"  {nonzeros / numel:.4f}  {nonzeros:,} of {numel:,} weights of {name}")
             print(f"  {emptied({tensor.name: tensor.weight != 0 for tensor in self.tensors})}")
+            if self._path is not None:
+                print(f"  for timm    {self._path}  {masks_path(self._path).name}")
 
     def _plan(self, module: LightningModule) -> list[str]:
         """Return what becomes sparse, and what stays dense."""
@@ -213,8 +254,8 @@ class WeightSparse(Callback):
             ends.setdefault(tensor.density(self.schedule.target), []).append(tensor.name)
         sparse = {tensor.name for tensor in self.tensors}
         dense = [name for name in _parameters(module) if name not in sparse]
-        lines = [f"weight-sparse: {', '.join(_kinds(names))} end at density {end:g}" for end, names in ends.items()]
-        return [*lines, f"  dense stay {', '.join(_kinds(dense)) or 'none'}"]
+        lines = [f"weight-sparse: {', '.join(kinds(names))} end at density {end:g}" for end, names in ends.items()]
+        return [*lines, f"  dense stay {', '.join(kinds(dense)) or 'none'}"]
 
     def _write(self, trainer: Trainer, module: LightningModule) -> None:
         if self._log is not None:
@@ -227,12 +268,3 @@ def _parameters(module: LightningModule) -> dict[str, Tensor]:
     """Return the parameters of the model that is trained, by the names they have in timm."""
     assert isinstance(module, LitClassifier)
     return dict(unwrap(module.model).named_parameters())
-
-
-def _kind(name: str) -> str:
-    return re.sub(r"^blocks\.\d+\.", "blocks.*.", name)
-
-
-def _kinds(names: Iterable[str]) -> list[str]:
-    """Return names with those of all blocks as one, and how many they are."""
-    return [f"{kind} ({n})" if n > 1 else kind for kind, n in Counter(map(_kind, names)).items()]

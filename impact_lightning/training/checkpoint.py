@@ -65,8 +65,9 @@ class Checkpoint(CheckpointCallback):
     """Keep `last.ckpt`, from which a run continues, and `best.ckpt` by a validation metric.
 
     `last.ckpt` is written after every validation, at the end, and in between by time or steps. `best.ckpt` is a hard
-    link to the same bytes. Lightning's ModelCheckpoint deletes the old file before it moves the `last` link, and
-    numbers its files anew when a run is repeated; a kill in between loses the run.
+    link to the same bytes. A callback whose `is_unfinished` is true, as that of `WeightSparse` is while the density
+    falls, keeps `best.ckpt` waiting. Lightning's ModelCheckpoint deletes the old file before it moves the `last` link,
+    and numbers its files anew when a run is repeated; a kill in between loses the run.
 
     Args:
         dirpath: Folder of the two files.
@@ -162,6 +163,8 @@ class Checkpoint(CheckpointCallback):
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise UserError(f"checkpoint.monitor: no metric {self.monitor!r} was logged; there are: {known}")
+        if any(getattr(callback, "is_unfinished", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            return False  # it does not yet train what was asked for
         score = float(trainer.callback_metrics[self.monitor])
         better = self.best_score is None or (score > self.best_score if self.mode == "max" else score < self.best_score)
         if better and not math.isnan(score):

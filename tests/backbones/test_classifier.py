@@ -178,7 +178,7 @@ def test_a_test_counts_what_a_loop_counts(tmp_path: Path) -> None:
             hits += int((logits.argmax(1) == batch.labels).sum())
             losses += F.cross_entropy(logits, batch.labels, reduction="none").tolist()
     values = {record.measure: record.value for record in model.records}
-    assert values == pytest.approx({"top1": hits / 8, "loss": sum(losses) / 8}, abs=1e-6)
+    assert values == pytest.approx({"top1": hits / 8, "loss": sum(losses) / 8, "weight_density": 1.0}, abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------- checkpoints

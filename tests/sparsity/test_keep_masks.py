@@ -280,4 +280,4 @@ def test_lost_masks_are_named(sparse: Path, tmp_path: Path, capsys: pytest.Captu
     alone.write_bytes(sparse.read_bytes())
     with pytest.raises(SystemExit):
         fit(tmp_path / "run", alone)
-    assert f"{masks_path(alone)}: there is no such file" in capsys.readouterr().err
+    assert f"masks are missing beside it: copy {masks_path(alone).name} there" in capsys.readouterr().err

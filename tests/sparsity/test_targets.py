@@ -46,7 +46,7 @@ def test_exclude_wins_and_the_order_is_that_of_execution(model: nn.Module) -> No
 
 
 def test_what_means_nothing_is_refused_with_the_names_that_there_are(model: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"include: no weights are named 'blocks\.3\.\*'.*blocks\.0\.attn\.qkv.*head"):
+    with pytest.raises(UserError, match=r"include: no weights are named 'blocks\.3\.\*'.*\*\.attn\.qkv \(3\).*head"):
         find_targets(model, ["blocks.3.*"])
     with pytest.raises(UserError, match=r"exclude: no weights are named 'blocks\.0\.norm1'"):
         find_targets(model, exclude=["blocks.0.norm1"])

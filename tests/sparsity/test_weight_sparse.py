@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from impact_lightning import cli
-from impact_lightning.backbones import Backbone
+from impact_lightning.backbones import Backbone, fingerprint
 from impact_lightning.backbones.abs_topk import ActivationTopK
 from impact_lightning.backbones.classifier import LitClassifier
 from impact_lightning.data.rooms import Rooms
 from impact_lightning.data.scenes import SceneData
+from impact_lightning.sparsity import read_masks, read_protocol
 from impact_lightning.sparsity.density_schedule import DensitySchedule
+from impact_lightning.sparsity.keep_masks import found_masks
 from impact_lightning.sparsity.weight_sparse import WeightSparse
+from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
 from impact_lightning.types import UserError
 from tests.training.test_resume import CONFIG, NO_DRAWS, in_a_process, killed_fit_of, losses, on_two_ranks
 
@@ -290,7 +293,8 @@ def test_the_densities_of_all_tensors_are_told(uninterrupted: Path) -> None:
     with (uninterrupted / "logs" / "version_0" / "metrics.csv").open() as file:
         logged = [row for row in csv.DictReader(file) if row["sparsity/density"]]
     assert len(logged) == 21
-    assert float(logged[-1]["sparsity/lr_factor"]) == 1.0
+    assert float(logged[-1]["sparsity/lr"]) == float(logged[-1]["train/lr"])
+    assert float(logged[0]["sparsity/lr"]) < float(logged[0]["train/lr"])
     sparse = [line for line in lines if line["step"] == "21" and line["rule"] != "dense"]
     nonzeros, numel = (sum(int(line[column]) for line in sparse) for column in ("nonzeros", "numel"))
     assert float(logged[-1]["sparsity/density"]) == pytest.approx(nonzeros / numel)
@@ -328,7 +332,7 @@ def test_a_checkpoint_is_tested_and_predicted_as_it_is(
         ({"density": 0.1, "min_alive": 4}, {}, "min_alive 4 of 72 units needs 288: raise density or lower min_alive"),
         ({"multiples": {"blocks.9.*": 1.0}}, {}, r"no weights are named 'blocks\.9\.\*'"),
         ({"multiples": {"head": 0.0}}, {}, "must be positive"),
-        ({"min_alive": -1}, {}, "must be positive"),
+        ({"min_alive": -1}, {}, "must not be negative"),
         ({"density": 2.0}, {}, r"density 2\.0"),
     ],
 )
@@ -362,3 +366,47 @@ def test_trainers_that_hide_gradients_or_weights_are_refused(change: dict[str, A
     trainer: Any = SimpleNamespace(**{"precision": "32-true", "strategy": SingleDeviceStrategy()} | change)
     with pytest.raises(UserError, match=message):
         WeightSparse(0.5).setup(trainer, module, "fit")
+
+
+def test_the_best_checkpoint_is_one_of_a_model_with_the_density(tmp_path: Path) -> None:
+    """Of all that are validated before, none is what was asked for, however good."""
+    callback, seen = WeightSparse(0.125, min_alive=0), []
+
+    class Metric(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.callback_metrics["falling"] = torch.tensor(-float(trainer.global_step))
+            seen.append((trainer.global_step, callback.is_unfinished))
+
+    checkpoint = Checkpoint(tmp_path / "checkpoints", monitor="falling")
+    data = SceneData(Rooms(size=16), ["shape"], n_train=64, n_val=16, n_test=16, batch_size=8, eval_batch_size=8)
+    module = LitClassifier(Backbone("vit_tiny_patch16_224", model_args=ARGS), n_classes=data.n_classes)
+    Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=2,
+        val_check_interval=2,
+        callbacks=[Metric(), callback, checkpoint],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        plugins=[AtomicCheckpointIO()],
+    ).fit(module, datamodule=data)
+    assert seen == [(step, step < 8) for step in range(2, 17, 2)]  # the density is reached after half of 16 steps
+    assert checkpoint.best_step == 8
+    state = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    fc1 = state["model.blocks.0.mlp.fc1.weight"]
+    assert int(fc1.count_nonzero()) == fc1.numel() // 8
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_sparse_model_is_written_for_timm_and_keeps_its_zeros(tmp_path: Path, ema: float | None) -> None:
+    module = train(tmp_path, WeightSparse(0.125, min_alive=0), ema_decay=ema)
+    path = tmp_path / "sparse.safetensors"
+    assert fingerprint(module.evaluated) == read_protocol(path)["weights"]
+    masks = read_masks(path)
+    assert set(MATRICES) < set(masks)
+    assert read_protocol(path)["achieved"]["blocks.0.mlp.fc1.weight"] == 0.875
+    again = Backbone("vit_tiny_patch16_224", model_args=ARGS, weights=path, num_classes=module.n_classes)
+    kept, _ = found_masks(again)
+    assert all(torch.equal(kept[name], mask) for name, mask in masks.items())

@@ -1,0 +1,74 @@
+"""Ablation impact: how far the logit of a class falls when its strongest units are set to their means."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from impact_lightning.backbones import patch
+from impact_lightning.backbones.rest import forward_rest
+from impact_lightning.metrics.ratio import ratio
+from impact_lightning.neurons.layers import Layer
+
+
+def top_units(scores: Tensor, layer: Layer, k: int) -> Tensor:
+    """Return the `k` units of a layer with the largest `abs(score)` for each class, `(C, K) -> (C, k)`.
+
+    They are numbers within the layer, in descending order; of equal scores the lower unit comes first. Classes
+    without scores have -1.
+    """
+    size = scores[:, layer.of_units].abs()
+    best = size.nan_to_num(-1.0).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return torch.where(size.isnan().all(1, keepdim=True), -1, best)
+
+
+@torch.no_grad()
+def ablated_logits(model: nn.Module, layer: Layer, stream: Tensor, units: Tensor, means: Tensor) -> Tensor:
+    """Return the logits `(B, C)` with some units of each image at their means, on all tokens.
+
+    Args:
+        model: The model.
+        layer: The layer of the units.
+        stream: What its block reads, `(B, T, D)`.
+        units: The units of each image, `(B, k)`; -1 is none.
+        means: Mean of each channel of the layer, `(n * w,)`.
+    """
+    chosen = torch.zeros(len(units), layer.n_units + 1, dtype=torch.bool, device=units.device)
+    chosen.scatter_(1, units % (layer.n_units + 1), value=True)  # -1 falls on the column that is cut off
+    channels = chosen[:, None, :-1].repeat_interleave(layer.width, dim=2)  # (B, n) -> (B, 1, n * w)
+    with patch(model, {layer.site: lambda x: torch.where(channels, means.to(x.dtype), x)}):
+        return forward_rest(model, layer.block, stream)
+
+
+class AblationImpact(Metric):
+    """Mean over the images of a class of `(f_c - f_c ablated) / ||f||`, f the clean logits; `(C, L)` for L layers.
+
+    Args:
+        layers: The layers whose units are ablated, one after another.
+        n_classes: Number of classes.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    sums: Tensor
+    images: Tensor
+
+    def __init__(self, layers: Sequence[Layer], n_classes: int) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(n_classes, len(layers), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(n_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, clean: Tensor, ablated: Sequence[Tensor], labels: Tensor) -> None:
+        """Add clean logits `(B, C)`, those with each layer ablated, and labels `(B,)`."""
+        own = labels[:, None]
+        length = clean.double().norm(dim=1, keepdim=True)  # (B, 1)
+        falls = [(clean.gather(1, own).double() - logits.gather(1, own).double()) / length for logits in ablated]
+        self.sums.index_add_(0, labels, torch.cat(falls, 1))  # L x (B, 1) -> (B, L)
+        self.images += torch.bincount(labels, minlength=len(self.images))
+
+    def compute(self) -> Tensor:
+        """Return the impact by class and layer, `(C, L)`; nan where a class has no images."""
+        return ratio(self.sums, self.images[:, None])
