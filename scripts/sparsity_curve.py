@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="picture, .svg or .png")
     given = parser.parse_args()
     units = read_units(given.pruning)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axes, when, title in ((left, "before", "pruned"), (right, "after", "and fine-tuned for two epochs")):
         points, dense = pruned_points(units, when)
         draw(axes, points)
@@ -83,7 +83,8 @@ def main() -> None:
         axes.spines[["top", "right"]].set_visible(False)
     if given.training:
         draw(right, trained_points(read_units(given.training)))
-    left.set_ylabel("top-1, %")
+    left.set(ylabel="top-1, %", ylim=(0, 101))  # what lies beyond is a bar of few seeds, not an accuracy
+    right.set_ylim(max(0.0, right.get_ylim()[0]), 101)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     given.out.parent.mkdir(parents=True, exist_ok=True)
