@@ -97,7 +97,8 @@ def out_files(out: Path, sparsities: list[float], backbone: Backbone) -> dict[Pa
         name = f"{out.stem}-{{sparsity}}{out.suffix}"
     files = {out.with_name(name.replace("{sparsity}", repr(one))): one for one in sparsities}
     for file in files:
-        if backbone.weights is not None and file.resolve() == backbone.weights.resolve():
+        written = {file.resolve(), masks_path(file).resolve()}
+        if backbone.weights is not None and backbone.weights.resolve() in written:
             raise UserError(f"out {file} is the file of the dense weights; choose another name")
         if file.is_dir():
             raise UserError(f"out {file} is a folder; give the name of a file")

@@ -75,7 +75,12 @@ def read_protocol(path: Path) -> dict[str, Any]:
     metadata = _metadata(path)
     if "protocol" not in metadata:
         raise UserError(f"{path} was not written by `prune`: its metadata has no protocol")
-    protocol: dict[str, Any] = json.loads(metadata["protocol"])
+    try:
+        protocol: dict[str, Any] = json.loads(metadata["protocol"])
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: its protocol is no JSON ({error}); prune it again") from None
+    if not isinstance(protocol, dict) or not {"schema", "weights", "masks"} <= protocol.keys():
+        raise UserError(f"{path}: its protocol lacks schema, weights or masks; prune it again")
     if protocol.get("schema") != SCHEMA:
         raise UserError(f"{path} has schema {protocol.get('schema')}, and this version reads {SCHEMA}")
     return protocol
@@ -100,6 +105,8 @@ def read_masks(path: Path) -> dict[str, Tensor]:
     if fingerprint(packed) != protocol["masks"]:
         raise UserError(f"{beside} is damaged: its masks do not have their fingerprint")
     masks = {name: unpack(bits, weights[name].shape) for name, bits in packed.items()}
+    if fingerprint(weights) != protocol["weights"]:
+        raise UserError(f"{path}: its weights are not those that its protocol is of; prune it again")
     for name, mask in masks.items():
         if weights[name][~mask].any():
             raise UserError(f"{path}: {name} has weights where its mask has none; prune it again")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from impact_lightning.sparsity.sparse_tensor import SparseTensor
+from impact_lightning.types import UserError
 
 DENSE = "dense_average"  # its place in a checkpoint
 PREFIX = "ema.module."  # of the average in the state of a classifier
@@ -52,5 +53,9 @@ class SparseAverage:
     @torch.no_grad()
     def load(self, dense: Mapping[str, Tensor]) -> None:
         """Continue from the dense average of a checkpoint."""
+        if missing := [tensor.name for tensor in self._tensors if tensor.name not in dense]:
+            raise UserError(
+                f"WeightSparse: {missing[0]} was dense in the fit that goes on; keep `multiples` and `dense`"
+            )
         for tensor in self._tensors:
             tensor.weight.copy_(dense[tensor.name])

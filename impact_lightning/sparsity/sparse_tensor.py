@@ -79,16 +79,17 @@ class SparseTensor:
             zero_where_not(weight, self._kept(scores, k))
             return
         poor = self._scarce
-        while True:  # protecting some takes from others, who may be poor then
+        while not scores.isnan().any():  # protecting some takes from others, who may be poor then
             if poor is not None and len(poor):
                 self._protect(scores, poor)
             kept = self._kept(scores, k)
             alive = kept.sum(1 - self._dim)  # (units,)
             poor = (alive < self.min_alive).nonzero().squeeze(1)
             if not len(poor):
-                break
-        self._scarce = (alive == self.min_alive).nonzero().squeeze(1)
-        zero_where_not(weight, kept)
+                self._scarce = (alive == self.min_alive).nonzero().squeeze(1)
+                zero_where_not(weight, kept)
+                return
+        raise UserError(f"{self.name} is not a number any more: lower model.lr; the last checkpoint is intact")
 
     @property
     def _dim(self) -> int:

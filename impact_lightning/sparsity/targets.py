@@ -92,7 +92,7 @@ def select(pattern: str, known: list[Target], option: str) -> list[Target]:
     """Return the targets that a pattern means, at least one."""
     try:
         found = [target for target in known if target.is_named(pattern)]
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         raise UserError(f"{option}: {pattern!r} is no regular expression ({error})") from None
     if not found:
         names = [target.name.removesuffix(".weight") for target in known]

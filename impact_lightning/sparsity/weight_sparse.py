@@ -94,6 +94,8 @@ class WeightSparse(Callback):
             return
         if not isinstance(pl_module, LitClassifier):
             raise UserError(f"WeightSparse trains a LitClassifier, not a {type(pl_module).__name__}")
+        if sum(isinstance(callback, WeightSparse) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise UserError("trainer.callbacks: WeightSparse is there twice")
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError(
                 f"WeightSparse needs whole weights, which {type(trainer.strategy).__name__} cuts up; use ddp"

@@ -363,7 +363,9 @@ def test_frozen_weights_are_refused(tmp_path: Path) -> None:
 )
 def test_trainers_that_hide_gradients_or_weights_are_refused(change: dict[str, Any], message: str) -> None:
     module = LitClassifier(Backbone("vit_tiny_patch16_224", model_args=ARGS), n_classes=4)
-    trainer: Any = SimpleNamespace(**{"precision": "32-true", "strategy": SingleDeviceStrategy()} | change)
+    trainer: Any = SimpleNamespace(
+        **{"precision": "32-true", "strategy": SingleDeviceStrategy(), "callbacks": []} | change
+    )
     with pytest.raises(UserError, match=message):
         WeightSparse(0.5).setup(trainer, module, "fit")
 
