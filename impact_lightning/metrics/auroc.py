@@ -9,10 +9,9 @@ from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 from impact_lightning.metrics.ratio import ratio
 from impact_lightning.metrics.unit_bins import (
     BinCounts,
+    Ranked,
     SecondPass,
     checked_labels,
-    midranks,
-    unit_bins,
     unit_edges,
 )
 
@@ -53,23 +52,20 @@ class UnitAUROC(SecondPass):
 
     higher_is_better = True
 
-    midranks: Tensor
     rank_sums: Tensor
     images: Tensor
-    widest: Tensor
 
     def __init__(self, edges: Tensor, counts: Tensor, n_classes: int) -> None:
         super().__init__(edges, counts)
-        self.register_buffer("midranks", midranks(counts), persistent=False)
         rank_sums = torch.zeros(n_classes, len(edges), dtype=torch.int64, device=edges.device)
         self.add_state("rank_sums", rank_sums, dist_reduce_fx="sum")
         self.add_state("images", torch.zeros(n_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, activations: Tensor, labels: Tensor) -> None:
+    def update(self, activations: Tensor | Ranked, labels: Tensor) -> None:
         """Add one activation per image and unit `(B, K)`, and the images' labels `(B,)`."""
-        labels = checked_labels(labels, len(activations), len(self.images))
-        ranks = self.midranks.gather(1, unit_bins(self.edges, activations))  # (K, B)
-        self.rank_sums.index_add_(0, labels, ranks.T.long().contiguous())
+        ranked = self.ranked(activations)
+        labels = checked_labels(labels, len(ranked.values), len(self.images))
+        self.rank_sums.index_add_(0, labels, ranked.midranks.T.long().contiguous())
         self.images += torch.bincount(labels, minlength=len(self.images))
 
     def compute(self) -> AUROCs:

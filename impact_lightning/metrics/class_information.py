@@ -42,7 +42,7 @@ class ClassInformation(Metric):
             raise UserError(f"threshold: of shape {tuple(bar.shape)}, but there are {n_units} units")
         if bar.isnan().any():
             raise UserError("threshold: nan, which nothing exceeds")
-        add_zeros(self, "fired", (n_classes, n_units), torch.int64)
+        add_zeros(self, "fired", (n_classes, n_units), torch.int32)
         self.add_state("counts", torch.zeros(n_classes, dtype=torch.int64), dist_reduce_fx="sum")
         # never changes: as a state it stays float64, and a collection keeps metrics apart that differ in it
         self.add_state("threshold", bar.expand(n_units).clone(), dist_reduce_fx="max")
@@ -50,7 +50,7 @@ class ClassInformation(Metric):
     def update(self, activations: Tensor, labels: Tensor) -> None:
         """Add one pooled activation per image and unit `(B, K)`, and the images' labels `(B,)`."""
         check_classes(activations, labels, len(self.counts))
-        self.fired.index_add_(0, labels, (activations > self.threshold).long())
+        self.fired.index_add_(0, labels, (activations > self.threshold).int())
         self.counts += torch.bincount(labels, minlength=len(self.counts))
 
     def compute(self) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from impact_lightning.metrics.ratio import ratio
-from impact_lightning.metrics.unit_bins import SecondPass, bins_at, checked, checked_labels, is_wide
+from impact_lightning.metrics.unit_bins import Ranked, SecondPass, bins_at, checked, checked_labels, is_wide
 from impact_lightning.types import UserError
 
 
@@ -63,12 +63,15 @@ class Detection(SecondPass):
         self.add_state("positives", torch.zeros_like(counts, dtype=torch.int32), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, activations: Tensor, labels: Tensor) -> None:
+    def update(self, activations: Tensor | Ranked, labels: Tensor) -> None:
         """Add one activation per image and unit `(B, K)`, and the images' labels `(B,)`."""
-        labels = checked_labels(labels, len(activations))
-        activations = checked(activations, len(self.preferred))
-        image, unit = (labels[:, None] == self.preferred).nonzero(as_tuple=True)  # (M,) each: few, so only they are put
-        bins = bins_at(self.edges, unit, activations[image, unit])  # in bins
+        n_images = len(activations.values if isinstance(activations, Ranked) else activations)
+        labels = checked_labels(labels, n_images)
+        image, unit = (labels[:, None] == self.preferred).nonzero(as_tuple=True)  # (M,) each
+        if isinstance(activations, Ranked):
+            bins = activations.bins[unit, image]
+        else:  # few, so only they are put in bins
+            bins = bins_at(self.edges, unit, checked(activations, len(self.preferred))[image, unit])
         at = unit * self.positives.shape[1] + bins  # (K, E + 1) -> (K (E + 1))
         self.positives.view(-1).index_add_(0, at, self.positives.new_ones(()).expand_as(at))
         self.images += len(labels)

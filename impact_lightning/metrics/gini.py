@@ -8,7 +8,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from impact_lightning.metrics.ratio import ratio
-from impact_lightning.metrics.unit_bins import SecondPass, checked, midranks, unit_bins
+from impact_lightning.metrics.unit_bins import Ranked, SecondPass, checked, sorted_rows
 
 
 def gini(x: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def gini(x: Tensor) -> Tensor:
         [0.0, 0.5, nan]
     """
     n = x.shape[1]
-    ordered = x.relu().sort(1).values.double()  # (B, n)
+    ordered = sorted_rows(x.relu()).double()  # (B, n)
     weight = torch.arange(1 - n, n, 2, dtype=torch.float64, device=x.device)  # (n,)
     return ratio(ordered @ weight, n * ordered.sum(1))
 
@@ -101,25 +101,22 @@ class LifetimeGini(SecondPass):
 
     higher_is_better = None
 
-    midranks: Tensor
-    widest: Tensor
-    ranked: Tensor
+    weighted: Tensor
     sums: Tensor
     images: Tensor
 
     def __init__(self, edges: Tensor, counts: Tensor) -> None:
         super().__init__(edges, counts)
-        self.register_buffer("midranks", midranks(counts), persistent=False)
         zeros = torch.zeros(len(edges), dtype=torch.float64)
-        self.add_state("ranked", zeros, dist_reduce_fx="sum")
+        self.add_state("weighted", zeros, dist_reduce_fx="sum")
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, activations: Tensor) -> None:
+    def update(self, activations: Tensor | Ranked) -> None:
         """Add one activation per image and unit `(B, K)`."""
-        ranks = self.midranks.gather(1, unit_bins(self.edges, activations))  # (K, B)
-        x = activations.double().relu()  # (B, K)
-        self.ranked += (x * (ranks.T - (self.total + 1))).sum(0)  # less the mean rank, before sums grow
+        ranked = self.ranked(activations)
+        x = ranked.values.double().relu()  # (B, K)
+        self.weighted += (x * (ranked.midranks.T - (self.total + 1))).sum(0)  # less the mean rank, before sums grow
         self.sums += x.sum(0)
         self.images += len(x)
 
@@ -127,7 +124,7 @@ class LifetimeGini(SecondPass):
         """Return the indices, after as many images as were counted."""
         self._check(self.images)
         error = ratio((self.widest - 1).clamp_min(0), self.images)
-        value = ratio(self.ranked, self.images * self.sums)
+        value = ratio(self.weighted, self.images * self.sums)
         return Ginis(value, torch.where(value.isnan(), torch.nan, error))
 
     def plot(self, val: Ginis | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:

@@ -1,5 +1,7 @@
 """Unit bins: a histogram of every unit's activations in bins of its own, the first of two passes over images."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -118,17 +120,31 @@ class Binned(Metric):
         return self.bits.view(torch.float32)
 
 
+class Ranked(NamedTuple):
+    """Activations whose places among those of all images are known."""
+
+    values: Tensor  # (B, K) float32
+    bins: Tensor  # (K, B) int64
+    midranks: Tensor  # (K, B) twice the mean rank of the images in the bin, ranks from 1
+
+    def of(self, units: Tensor) -> "Ranked":
+        """Return those of some units `(M,)`."""
+        return Ranked(self.values[:, units], self.bins[units], self.midranks[units])
+
+
 class SecondPass(Binned):
     """A metric that sees the same images again, knowing how many of them fall in each bin.
 
-    Its values exist only when it has seen all of them: add batches with `update`, rather than by a call.
+    Its values exist only when it has seen all of them: add batches with `update`, rather than by a call. To put a
+    batch in bins takes most of the time, so that metrics with the same bins may share what `ranked` returns.
 
     Args:
         edges: Bin edges `(K, E)` of each unit.
         counts: Images in each bin `(K, E + 1)`, from `BinCounts`, of all ranks.
     """
 
-    images: Tensor
+    midranks: Tensor
+    widest: Tensor
 
     def __init__(self, edges: Tensor, counts: Tensor) -> None:
         super().__init__(edges)
@@ -139,6 +155,15 @@ class SecondPass(Binned):
             raise UserError("counts: units were counted on different numbers of images")
         self.total = int(totals[0]) if len(totals) else 0
         self.register_buffer("widest", widest(edges, counts), persistent=False)
+        self.register_buffer("midranks", midranks(counts), persistent=False)  # (K, E + 1)
+
+    def ranked(self, activations: "Tensor | Ranked") -> Ranked:
+        """Return activations `(B, K)` with their bins and ranks."""
+        if isinstance(activations, Ranked):
+            return activations
+        values = checked(activations, len(self.midranks))
+        bins = torch.searchsorted(self.edges, values.T.contiguous())  # (K, B)
+        return Ranked(values, bins, self.midranks.gather(1, bins))
 
     def _check(self, n: Tensor) -> None:
         if int(n) != self.total:
@@ -197,21 +222,21 @@ def _cleaned(activations: Tensor) -> Tensor:
     return F.hardshrink(x, TINY)
 
 
-def _sorted(x: Tensor) -> Tensor:
+def sorted_rows(x: Tensor) -> Tensor:
     """Sort each row; on a CPU with numpy, whose vectorised sort is ten times as fast."""
     return x.sort(1).values if x.is_cuda else torch.from_numpy(np.sort(x.numpy(force=True), axis=1)).to(x.device)
 
 
 def _merged(values: Tensor) -> Tensor:
     """Return each row sorted, without duplicates, infinite at its end."""
-    values = _sorted(values)
+    values = sorted_rows(values)
     is_again = F.pad(values[:, 1:] == values[:, :-1], (1, 0))
-    return _sorted(values.masked_fill(is_again, torch.inf))
+    return sorted_rows(values.masked_fill(is_again, torch.inf))
 
 
 def _edges(sample: Tensor, n_edges: int) -> Tensor:
     """Return the edges `(k, E)` of activations `(k, N)`."""
-    values = _sorted(sample)
+    values = sorted_rows(sample)
     room = n_edges - 2  # zero always has its own bin
     is_same = values[:, 1:] == values[:, :-1]  # (k, N - 1)
     is_shared = F.pad(is_same, (1, 0)) | F.pad(is_same, (0, 1))  # (k, N)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from impact_lightning.backbones import patch
 from impact_lightning.backbones.rest import forward_rest
-from impact_lightning.metrics.ratio import ratio
+from impact_lightning.metrics.class_means import ClassMeans
 from impact_lightning.neurons.layers import Layer
 
 
@@ -41,7 +40,7 @@ def ablated_logits(model: nn.Module, layer: Layer, stream: Tensor, units: Tensor
         return forward_rest(model, layer.block, stream)
 
 
-class AblationImpact(Metric):
+class AblationImpact(ClassMeans):
     """Mean over the images of a class of `(f_c - f_c ablated) / ||f||`, f the clean logits; `(C, L)` for L layers.
 
     Args:
@@ -49,26 +48,12 @@ class AblationImpact(Metric):
         n_classes: Number of classes.
     """
 
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
-
-    sums: Tensor
-    images: Tensor
-
     def __init__(self, layers: Sequence[Layer], n_classes: int) -> None:
-        super().__init__()
-        self.add_state("sums", torch.zeros(n_classes, len(layers), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros(n_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        super().__init__(len(layers), n_classes)
 
-    def update(self, clean: Tensor, ablated: Sequence[Tensor], labels: Tensor) -> None:
+    def update(self, clean: Tensor, ablated: Sequence[Tensor], labels: Tensor) -> None:  # type: ignore[override]
         """Add clean logits `(B, C)`, those with each layer ablated, and labels `(B,)`."""
         own = labels[:, None]
         length = clean.double().norm(dim=1, keepdim=True)  # (B, 1)
         falls = [(clean.gather(1, own).double() - logits.gather(1, own).double()) / length for logits in ablated]
-        self.sums.index_add_(0, labels, torch.cat(falls, 1))  # L x (B, 1) -> (B, L)
-        self.images += torch.bincount(labels, minlength=len(self.images))
-
-    def compute(self) -> Tensor:
-        """Return the impact by class and layer, `(C, L)`; nan where a class has no images."""
-        return ratio(self.sums, self.images[:, None])
+        super().update(torch.cat(falls, 1), labels)  # L x (B, 1) -> (B, L)
