@@ -32,6 +32,7 @@ from impact_lightning.data.transforms import FlipCrop as FlipCrop
 from impact_lightning.data.transforms import RandomResizedCrop as RandomResizedCrop
 from impact_lightning.files import atomic_write
 from impact_lightning.mistakes import explain, user_error_behind
+from impact_lightning.neurons.lit_neurons import LitNeurons as LitNeurons
 from impact_lightning.sae.batch_topk import BatchTopK as BatchTopK
 from impact_lightning.sae.export import export
 from impact_lightning.sae.gated import Gated as Gated

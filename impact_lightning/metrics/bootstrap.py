@@ -86,6 +86,22 @@ def interval_of_mean(values: Tensor, *, what: str, draws: int = 1000, seed: int 
     return _percentiles(means, f"bootstrap over {what}, {draws} draws, seed {seed}", level)
 
 
+def class_draws(n_classes: int, *, draws: int = 1000, seed: int = 0) -> Tensor:
+    """Return how often each draw of as many classes, with replacement, holds each class, `(R, C)` float64.
+
+    What is measured on the same classes, in the same draws, is compared in pairs.
+    """
+    drawn = torch.randint(n_classes, (draws, n_classes), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(draws, n_classes, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones_like(drawn, dtype=torch.float64)
+    )
+
+
+def interval_over_classes(values: Tensor, *, seed: int = 0, level: float = 0.95) -> Interval:
+    """Return the percentile interval of a number in each of the draws of `class_draws`, `(R,)`."""
+    return _percentiles(values, f"bootstrap over classes, {len(values)} draws, seed {seed}", level)
+
+
 def _percentiles(values: Tensor, how: str, level: float) -> Interval:
     tail = (1 - level) / 2
     low, high = torch.nanquantile(values.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()

@@ -14,10 +14,11 @@ from impact_lightning.neurons.layers import Layer
 
 
 class Attributions(NamedTuple):
-    """What the images say of units, float64."""
+    """What the images say of units, in float64 but for `images`."""
 
     scores: Tensor  # (C, K) mean over the images of a class; nan where it has none
     means: Tensor  # (channels,) mean activation over images and tokens
+    images: Tensor  # (C,) int64, images of a class
 
 
 class AttributionPatching(Metric):
@@ -75,7 +76,7 @@ class AttributionPatching(Metric):
             by_channel = self.gradients[:, layer.of_channels] * means[layer.of_channels]
             by_unit = by_channel.unflatten(1, (layer.n_units, layer.width)).sum(2)  # (C, n * w) -> (C, n)
             sums[:, layer.of_units] = by_unit - self.products[:, layer.of_units]
-        return Attributions(ratio(sums, self.images[:, None]), means)
+        return Attributions(ratio(sums, self.images[:, None]), means, self.images)
 
 
 class Gradients:

@@ -18,6 +18,9 @@ def labels_of(data: ImageDataModule, split: Split) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(labels, np.int64))
 
 
+MOST = 2048  # units whose nulls are measured: their mean is known to a hundredth of their spread
+
+
 class Labels:
     """Labels by row of the data set, and the same labels permuted among the images.
 
@@ -41,3 +44,18 @@ def other_classes(n_classes: int, seed: int) -> Tensor:
     other = torch.empty_like(order)
     other[order] = order.roll(-1)
     return other
+
+
+def null_units(n_units: int) -> Tensor:
+    """Return the units whose measures are made under permuted labels too: all, or many of them spread evenly."""
+    return torch.arange(n_units)[:: -(-n_units // MOST)]
+
+
+def first_of_class(labels: Tensor, n: int) -> Tensor:
+    """Return which images `(N,)` are among the first `n` of their class."""
+    order = labels.argsort(stable=True)
+    ordered = labels[order]
+    start = torch.searchsorted(ordered, ordered)  # where its class begins
+    chosen = torch.empty(len(labels), dtype=torch.bool)
+    chosen[order] = torch.arange(len(labels)) - start < n
+    return chosen

@@ -1,7 +1,8 @@
 """The progress bar: images per second, and the time that is left of the whole run."""
 
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -9,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.text import Text
 
 from impact_lightning.training.throughput import unit
+
+Batch = TypeVar("Batch")
 
 
 class _Rate(ProgressColumn):
@@ -44,6 +47,17 @@ class Progress(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__(leave=False)
+
+    def track(self, batches: Iterable[Batch], total: int, what: str) -> Iterator[Batch]:
+        """Yield batches that a module reads by itself, with a line of their own."""
+        if self.progress is None or not self.is_enabled:
+            yield from batches
+            return
+        task = self.progress.add_task(what, total=total)
+        for batch in batches:
+            yield batch
+            self.progress.advance(task)
+        self.progress.update(task, visible=False)
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
         """Return the columns of a line."""

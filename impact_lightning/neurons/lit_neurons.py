@@ -1,0 +1,233 @@
+"""LitNeurons: what every neuron and every head of some models responds to, measured by `test`."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from itertools import islice
+from math import ceil
+from typing import Any
+
+import numpy as np
+import timm
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+
+from impact_lightning.activations.image_reader import ImageReader
+from impact_lightning.backbones import Backbone, check_supported, fingerprint
+from impact_lightning.backbones.image_size import check_image_size
+from impact_lightning.data.module import ImageDataModule
+from impact_lightning.neurons.findings import Finding, differences, findings
+from impact_lightning.neurons.layers import Kind, find_layers
+from impact_lightning.neurons.measures import Measures
+from impact_lightning.neurons.null import Labels, labels_of
+from impact_lightning.neurons.settings import Settings
+from impact_lightning.neurons.study import Look, Study
+from impact_lightning.ranks import rank_and_world
+from impact_lightning.results import Constant, Record
+from impact_lightning.types import ImageBatch, UserError
+
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of files too
+
+
+class LitNeurons(LightningModule):
+    """Measure what single neurons and heads of one or several models respond to, on the test images.
+
+    Run it with `test`; it trains nothing. Each image is read twice by every model: first with gradients, to find out
+    which units are whose, then for ranks and ablations. Of several models, all are compared with the first.
+
+    Args:
+        models: The models by name, such as `dense` and `wanda70`.
+        n_classes: Number of classes; taken from the data.
+        blocks: Numbers of the blocks whose units are measured, negative ones from the end; all by default.
+        kinds: Kinds of units; both by default.
+        settings: What is measured, and how finely.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, Backbone],
+        n_classes: int,
+        blocks: list[int] | None = None,
+        kinds: list[Kind] | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        super().__init__()
+        if not models:
+            raise UserError("model.models is empty: name at least one model, such as dense: {name: ..., weights: ...}")
+        if n_classes < 2:
+            raise UserError(f"selectivity needs two classes, the data has {n_classes}")
+        for name, backbone in models.items():
+            _check(name, backbone, n_classes)
+        self.names = list(models)
+        self.n_classes = n_classes
+        self.kinds: list[Kind] = kinds or ["neuron", "head"]
+        self.settings = settings or Settings()
+        built = [replace(backbone, num_classes=n_classes).build() for backbone in models.values()]
+        self.models = nn.ModuleList(built).eval().requires_grad_(False)
+        self.layers = [find_layers(model, blocks, self.kinds) for model in built]
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.records: list[Record] = []
+        self.measures: dict[str, Measures] = {}  # by model, after a test
+        self.studies: list[Study] = []
+        self.looks: list[Look] = []
+        self._hooks = ExitStack()
+
+    @property
+    def data(self) -> ImageDataModule:
+        """The images."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ImageDataModule):
+            raise UserError(f"LitNeurons reads images with labels, not {type(data).__name__}")
+        return data
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Refuse to train."""
+        raise UserError("LitNeurons trains nothing: run `test`")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint: several models have several."""
+        raise UserError("LitNeurons takes no --ckpt_path: name the weights of each model, as model.models.NAME.weights")
+
+    # --------------------------------------------------------------------------------------------------- passes
+
+    def on_test_start(self) -> None:
+        """Draw bins from a sample of the images, and begin to look at all of them."""
+        self.records, self.measures = [], {}
+        for name, model in zip(self.names, self.models, strict=True):
+            check_image_size(model, name, self.data.image_shape)
+        labels = Labels(labels_of(self.data, "test"), self.seed)
+        shared = labels, self.n_classes, self.settings, self.seed
+        self.studies = [
+            Study(check_supported(model), layers, *shared)
+            for model, layers in zip(self.models, self.layers, strict=True)
+        ]
+        for batch in self._sample():
+            for study in self.studies:
+                study.sample(batch)
+        for study in self.studies:
+            study.draw_bins()
+        self._hooks = ExitStack()
+        self.looks = [self._hooks.enter_context(study.looking()) for study in self.studies]
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Look at a batch for the first time."""
+        if len(batch.labels):
+            for look in self.looks:
+                look(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Look at all batches again, and conclude."""
+        self._hooks.close()
+        for study in self.studies:
+            study.choose()
+        with ExitStack() as hooks:
+            looks = [hooks.enter_context(study.looking_again()) for study in self.studies]
+            for batch in self._again():
+                for look in looks:
+                    look(batch)
+        self.measures = {name: study.conclude() for name, study in zip(self.names, self.studies, strict=True)}
+        self.studies = []
+        self.records = list(self._records())
+
+    def teardown(self, stage: str) -> None:
+        """Leave the models as they were, also after an error."""
+        self._hooks.close()
+
+    # --------------------------------------------------------------------------------------------------- images
+
+    def _sample(self) -> Iterator[ImageBatch]:
+        """Yield this rank's part of some images that are spread evenly over those of the test."""
+        data, split = self.data, self.data.split("test")
+        read = min(len(split), self._n_batches * self.trainer.world_size * data.eval_batch_size)
+        n = min(self.settings.calibration, read)
+        rows = np.arange(n) * read // n
+        rank, world = rank_and_world()
+        batches = np.array_split(rows, ceil(n / data.eval_batch_size))[rank::world]
+        return self._ready(ImageReader(split, workers=data.workers).read(batches), len(batches), "Sampling")
+
+    def _again(self) -> Iterator[ImageBatch]:
+        """Yield this rank's batches of the test again."""
+        return self._ready(islice(self.data.test_dataloader(), self._n_batches), self._n_batches, "Second pass")
+
+    @property
+    def _n_batches(self) -> int:
+        """How many batches this rank tests."""
+        batches: Any = self.trainer.num_test_batches
+        return int(sum(batches))
+
+    def _ready(self, batches: Iterable[ImageBatch], total: int, what: str) -> Iterator[ImageBatch]:
+        """Yield batches as a step gets them, but for empty ones."""
+        bar: Any = self.trainer.progress_bar_callback
+        shown = bar.track(batches, total, what) if hasattr(bar, "track") else batches
+        with self.trainer.precision_plugin.forward_context():
+            for batch in shown:
+                if len(batch.labels):
+                    there: ImageBatch = self.transfer_batch_to_device(batch, self.device, 0)
+                    yield self.data.on_after_batch_transfer(there, 0)
+
+    # -------------------------------------------------------------------------------------------------- records
+
+    def _records(self) -> Iterator[Record]:
+        """Yield the findings of every model, and how those after the first differ from it."""
+        weights = {name: fingerprint(model) for name, model in zip(self.names, self.models, strict=True)}
+        base = self.names[0]
+        for name, measures in self.measures.items():
+            for found in findings(measures, self.seed):
+                yield self._record(found, f"{name}/{found.of}", weights[name])
+        for name in self.names[1:]:
+            for found in differences(self.measures[name], self.measures[base], self.seed):
+                yield self._record(found, f"{name} - {base}/{found.of}", f"{weights[name]} - {weights[base]}")
+
+    def _record(self, found: Finding, of: str, weights: str) -> Record:
+        return Record(
+            measure=found.measure,
+            version=1,
+            value=found.value,
+            n=found.n,
+            seed=self.seed,
+            protocol=self.protocol(),
+            weights=weights,
+            data=self.data.fingerprint("test"),
+            null=found.null,
+            interval=found.interval,
+            of=of,
+            notes=self.data.notes("test"),
+        )
+
+    def protocol(self) -> dict[str, Constant]:
+        """Return the constants under which the numbers are made."""
+        return {
+            **self.data.protocol(),
+            "split": "test",
+            "images": next(iter(self.measures.values())).images,
+            "n_classes": self.n_classes,
+            **asdict(self.settings),
+            "pooling_of_class_variance_and_label_entropy": "patch_max",
+            "ablation": "mean over images and tokens, on all tokens",
+            "attribution": "one gradient step towards the mean",
+            "precision": str(self.trainer.precision),
+        }
+
+
+def _check(name: str, backbone: Backbone, n_classes: int) -> None:
+    """Refuse a model that cannot be measured."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"model.models: {name!r} names files, so it may hold letters, digits and . _ + - only")
+    if not backbone.pretrained and backbone.weights is None:
+        raise UserError(f"model.models.{name} would have random weights: set its `weights`, or `pretrained: true`")
+    if backbone.num_classes not in (None, n_classes):
+        raise UserError(f"model.models.{name} has num_classes {backbone.num_classes}, the data has {n_classes} classes")
+    if backbone.pretrained and (own := _published_classes(backbone.name)) != n_classes:
+        raise UserError(
+            f"model.models.{name}: the pretrained {backbone.name} knows {own} classes and the data has {n_classes}; "
+            "fine-tune it on them first, and give those weights"
+        )
+
+
+def _published_classes(name: str) -> int:
+    """Return how many classes the published weights of a timm model tell apart."""
+    config = timm.get_pretrained_cfg(name)
+    return 0 if config is None else int(config.num_classes)
