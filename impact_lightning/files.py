@@ -1,8 +1,10 @@
 """Writing files so that a kill at any moment leaves the old one or the new one, never a half."""
 
+import csv
+import io
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +32,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table of comma-separated values, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode(errors="backslashreplace"))  # file names need not be UTF-8
 
 
 def link_or_copy(source: Path, target: Path) -> None:

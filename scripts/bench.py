@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from bench_activations import extract_speed, shards
 from bench_images import images
+from bench_neurons import selectivity
 from bench_sae import sae, together
 from bench_scenes import scenes
 from bench_sparsity import sparse_train, wanda
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[..., Mapping[str, Any] | Sequence[Mapping[str, An
     "shards": shards,
     "sae": sae,
     "together": together,
+    "selectivity": selectivity,
     "wanda": wanda,
     "sparse-train": sparse_train,
 }

@@ -1,6 +1,7 @@
 """Ablation impact: how far the logit of a class falls when its strongest units are set to their means."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +11,24 @@ from impact_lightning.backbones.rest import forward_rest
 from impact_lightning.metrics.class_means import ClassMeans
 from impact_lightning.neurons.layers import Layer
 
+Ranking = Literal["abs", "support"]
 
-def top_units(scores: Tensor, layer: Layer, k: int) -> Tensor:
-    """Return the `k` units of a layer with the largest `abs(score)` for each class, `(C, K) -> (C, k)`.
+
+def top_units(scores: Tensor, layer: Layer, k: int, ranking: Ranking = "abs") -> Tensor:
+    """Return the `k` units of a layer with the largest scores for each class, `(C, K) -> (C, k)`.
 
     They are numbers within the layer, in descending order; of equal scores the lower unit comes first. Classes
     without scores have -1.
+
+    Args:
+        scores: Attribution patching of all units; negative where a unit supports the class.
+        layer: The layer.
+        k: Units of each class.
+        ranking: Whether those that suppress the class count like those that support it.
     """
-    size = scores[:, layer.of_units].abs()
-    best = size.nan_to_num(-1.0).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    own = scores[:, layer.of_units]
+    size = own.abs() if ranking == "abs" else -own
+    best = size.nan_to_num(-torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :k]
     return torch.where(size.isnan().all(1, keepdim=True), -1, best)
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import timm
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich.table import Table
 from torch import nn
 
 from impact_lightning.activations.image_reader import ImageReader
 from impact_lightning.backbones import Backbone, check_supported, fingerprint
 from impact_lightning.backbones.image_size import check_image_size
 from impact_lightning.data.module import ImageDataModule
+from impact_lightning.neurons.comparison import comparison_table
 from impact_lightning.neurons.findings import Finding, differences, findings
 from impact_lightning.neurons.layers import Kind, find_layers
 from impact_lightning.neurons.measures import Measures
@@ -71,6 +73,8 @@ class LitNeurons(LightningModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.records: list[Record] = []
         self.measures: dict[str, Measures] = {}  # by model, after a test
+        self.findings: dict[str, list[Finding]] = {}
+        self.differences: dict[str, list[Finding]] = {}  # of each model but the first from that
         self.studies: list[Study] = []
         self.looks: list[Look] = []
         self._hooks = ExitStack()
@@ -130,6 +134,9 @@ class LitNeurons(LightningModule):
                     look(batch)
         self.measures = {name: study.conclude() for name, study in zip(self.names, self.studies, strict=True)}
         self.studies = []
+        base = self.measures[self.names[0]]
+        self.findings = {name: list(findings(found, self.seed)) for name, found in self.measures.items()}
+        self.differences = {name: list(differences(self.measures[name], base, self.seed)) for name in self.names[1:]}
         self.records = list(self._records())
 
     def teardown(self, stage: str) -> None:
@@ -174,12 +181,12 @@ class LitNeurons(LightningModule):
         """Yield the findings of every model, and how those after the first differ from it."""
         weights = {name: fingerprint(model) for name, model in zip(self.names, self.models, strict=True)}
         base = self.names[0]
-        for name, measures in self.measures.items():
-            for found in findings(measures, self.seed):
-                yield self._record(found, f"{name}/{found.of}", weights[name])
-        for name in self.names[1:]:
-            for found in differences(self.measures[name], self.measures[base], self.seed):
-                yield self._record(found, f"{name} - {base}/{found.of}", f"{weights[name]} - {weights[base]}")
+        for name, found in self.findings.items():
+            for finding in found:
+                yield self._record(finding, f"{name}/{finding.of}", weights[name])
+        for name, found in self.differences.items():
+            for finding in found:
+                yield self._record(finding, f"{name} - {base}/{finding.of}", f"{weights[name]} - {weights[base]}")
 
     def _record(self, found: Finding, of: str, weights: str) -> Record:
         return Record(
@@ -197,6 +204,11 @@ class LitNeurons(LightningModule):
             notes=self.data.notes("test"),
         )
 
+    def tables(self) -> list[Table]:
+        """Return what a terminal shows: the means over all neurons and over all heads."""
+        kinds = [f"{kind}s" for kind in self.kinds]
+        return [comparison_table(kind, self.findings, self.differences) for kind in kinds]
+
     def protocol(self) -> dict[str, Constant]:
         """Return the constants under which the numbers are made."""
         return {
@@ -206,6 +218,7 @@ class LitNeurons(LightningModule):
             "n_classes": self.n_classes,
             **asdict(self.settings),
             "pooling_of_class_variance_and_label_entropy": "patch_max",
+            "class_information_of": "x > 0 of neurons, x > median of heads",
             "ablation": "mean over images and tokens, on all tokens",
             "attribution": "one gradient step towards the mean",
             "precision": str(self.trainer.precision),

@@ -18,7 +18,7 @@ def labels_of(data: ImageDataModule, split: Split) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(labels, np.int64))
 
 
-MOST = 2048  # units whose nulls are measured: their mean is known to a hundredth of their spread
+MOST = 1024  # units whose nulls are measured: their mean is known to a thirtieth of their spread
 
 
 class Labels:

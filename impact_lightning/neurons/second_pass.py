@@ -40,6 +40,7 @@ class SecondPass(nn.Module):
         labels: Labels of the images.
         n_classes: Number of classes.
         first: What the first pass has found.
+        thresholds: Above which a unit counts as firing, `(K,)`.
         settings: What is measured.
     """
 
@@ -47,14 +48,20 @@ class SecondPass(nn.Module):
     columns: Tensor
 
     def __init__(
-        self, layers: Sequence[Layer], labels: Labels, n_classes: int, first: First, settings: Settings
+        self,
+        layers: Sequence[Layer],
+        labels: Labels,
+        n_classes: int,
+        first: First,
+        thresholds: Tensor,
+        settings: Settings,
     ) -> None:
         super().__init__()
         self.layers, self.labels = layers, labels
         n, edges, counts = layers[-1].of_units.stop, first.edges, first.counts
         self.register_buffer("null_units", null_units(n))
         scores = first.attributions.scores
-        self.own = [top_units(scores, layer, settings.top(layer)) for layer in layers]  # L x (C, k)
+        self.own = [top_units(scores, layer, settings.top(layer), settings.ranking) for layer in layers]  # L x (C, k)
         columns = [torch.where(own < 0, 0, own + layer.units) for own, layer in zip(self.own, layers, strict=True)]
         self.register_buffer("columns", torch.cat(columns, 1))  # (C, M) among all units
 
@@ -64,8 +71,9 @@ class SecondPass(nn.Module):
         null_edges, null_counts = edges[self.null_units], counts[self.null_units]
         self.auroc_null = UnitAUROC(null_edges, null_counts, n_classes)
         self.detection_null = _alike(Detection(null_edges, null_counts, first.null_preferred), self.auroc_null)
-        self.information = ClassInformation(n, n_classes)
-        self.information_null = ClassInformation(len(self.null_units), n_classes)
+        bar, null_bar = thresholds, thresholds[self.null_units]
+        self.information = ClassInformation(n, n_classes, threshold=bar)
+        self.information_null = ClassInformation(len(self.null_units), n_classes, threshold=null_bar)
         both: dict[str, Metric | MetricCollection] = {
             "entropy": ClassEntropy(n, n_classes, squares=True),
             "variance": ClassVariance(n, n_classes),

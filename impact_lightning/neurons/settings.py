@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from impact_lightning.neurons.ablation import Ranking
 from impact_lightning.neurons.layers import Kind, Layer
 from impact_lightning.neurons.pooling import Pooling
 from impact_lightning.types import UserError
@@ -13,7 +14,9 @@ class Settings:
 
     Args:
         pooling: The activation of a unit for an image: on the class token, or the largest or mean one on patches.
-        top_neurons: Neurons of a layer that are a class's own: those of the largest attribution to its logit.
+        ranking: Which units are a class's own: those of the largest attribution to its logit of either sign, or those
+            that support it most.
+        top_neurons: How many neurons of a layer are a class's own.
         top_heads: Heads, likewise.
         impact_images: Images of each class on which its own units are ablated; each costs up to two forwards a layer.
         k: Images that precision at k looks at.
@@ -23,6 +26,7 @@ class Settings:
     """
 
     pooling: Pooling = "cls"
+    ranking: Ranking = "abs"
     top_neurons: int = 50
     top_heads: int = 3
     impact_images: int = 50

@@ -40,6 +40,7 @@ class Study:
     first_pass: FirstPass
     second_pass: SecondPass
     first: First
+    thresholds: Tensor
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Study:
         self.settings = settings
         self.other = other_classes(n_classes, seed)  # whose units are ablated as a null
         self.ablated = first_of_class(labels.true, settings.impact_images)  # (N,) which images have units ablated
-        self._sample: list[tuple[Tensor, Tensor]] = []  # rows (B,), activations (B, K)
+        self._sample: list[Tensor] = []  # activations (B, K)
 
     @property
     def device(self) -> torch.device:
@@ -76,18 +77,23 @@ class Study:
         """Keep the activations of some images."""
         with capture(self.model, [layer.site for layer in self.layers]) as captured:
             self.model(batch.images)
-        self._sample.append((batch.row.cpu(), self.pooled(captured, self.settings.pooling).cpu()))
+        self._sample.append(self.pooled(captured, self.settings.pooling).cpu())
 
     def draw_bins(self) -> None:
         """Draw the bins of each unit from the sample of all ranks."""
         parts = self._sample
         if rank_and_world()[1] > 1:
-            several: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(rank_and_world()[1])]
+            several: list[list[Tensor]] = [[] for _ in range(rank_and_world()[1])]
             dist.all_gather_object(several, parts)
             parts = [part for one in several for part in one]
         if not parts:
             raise UserError("none of the images can be read; mend the data")
-        edges = unit_edges(torch.cat([x for _, x in parts]), self.settings.bins)  # in any order of the images
+        sample = torch.cat(parts)  # (n, K), images in any order
+        edges = unit_edges(sample, self.settings.bins)
+        self.thresholds = torch.zeros(sample.shape[1])  # a head is never silent: it fires where it is above its median
+        for layer in self.layers:
+            if layer.kind == "head":
+                self.thresholds[layer.of_units] = sample[:, layer.of_units].median(0).values
         self._sample = []
         first = FirstPass(self.layers, self.labels, self.n_classes, edges, self.settings.k)
         self.first_pass = first.to(self.device)
@@ -102,9 +108,9 @@ class Study:
         """Choose classes for units and units for classes, by what all ranks have seen."""
         self.first = self.first_pass.compute()
         del self.first_pass  # its tables are as large as those of the next
-        second = SecondPass(self.layers, self.labels, self.n_classes, self.first, self.settings)
+        second = SecondPass(self.layers, self.labels, self.n_classes, self.first, self.thresholds, self.settings)
         self.second_pass = second.to(self.device)
-        scores = self.first.attributions.scores.float()  # they have chosen
+        scores = self.first.attributions.scores.float().cpu()  # they have chosen
         self.first = self.first._replace(attributions=self.first.attributions._replace(scores=scores))
 
     @contextmanager
@@ -127,7 +133,7 @@ class Study:
             auroc=type(second.auroc)(*(part.cpu() for part in second.auroc)),
             top=type(first.top)(*(part.cpu() for part in first.top)),
             own=[own.cpu() for own in self.second_pass.own],
-            scores=first.attributions.scores.cpu(),
+            scores=first.attributions.scores,
             images=int(second.auroc.images.sum()),
         )
 

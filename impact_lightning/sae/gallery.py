@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, BinaryIO, NamedTuple
@@ -10,15 +10,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from impact_lightning.activations.frozen import FrozenBackbone
 from impact_lightning.data.module import ImageDataModule
+from impact_lightning.data.pictures import RGB, thumbnails
 from impact_lightning.sae.features import Description, Features
-from impact_lightning.types import Key, UserError
 
-RGB = NDArray[np.uint8]  # (h, w, 3)
 Floats = NDArray[np.float64]
 
 SHOWN = 9  # images of each latent
@@ -80,28 +77,6 @@ def caption(features: Features, class_names: list[str], latent: int) -> tuple[st
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
-
-
-def pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> RGB:
-    """Return what one sees on images `(B, C, h, w)` of bytes, or of floats that are normalised: `(B, h, w, 3)`."""
-    if images.is_floating_point():
-        m, s = (torch.tensor(part).view(-1, 1, 1) for part in (mean, std))
-        images = ((images * s + m) * 255).round().clamp(0, 255).byte()
-    shown: RGB = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()  # grey has one channel
-    return shown
-
-
-def thumbnails(data: ImageDataModule, rows: Iterable[int], size: tuple[int, int]) -> dict[int, RGB]:
-    """Return pictures of test images by row, `size` pixels high and wide; those that cannot be read are left out."""
-    split, found = data.split("test"), dict[int, RGB]()
-    for row in sorted({row for row in rows if row >= 0}):
-        try:
-            images = split.__getitems__([Key(0, row)]).batch.images
-        except UserError:  # the test is over: a picture is not worth losing the rest
-            continue
-        for picture in pixels(images, data.mean, data.std):
-            found[row] = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
-    return found
 
 
 def on_grid(values: Floats, tokens: NDArray[np.int64], n_prefix: int, grid: tuple[int, int]) -> Floats:

@@ -1,13 +1,12 @@
 """`density.csv`: how many weights of every tensor were not zero, in the course of a training."""
 
 import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from impact_lightning.files import atomic_write
+from impact_lightning.files import write_csv
 
 HEADER = ("step", "tensor", "rule", "nonzeros", "numel")
 
@@ -27,10 +26,7 @@ class DensityLog:
         if path.exists():
             with path.open(newline="") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(HEADER) and row[0].isdecimal()]
-        text = io.StringIO()
-        csv.writer(text).writerows([HEADER, *(row for row in rows if int(row[0]) < step)])
-        with atomic_write(path) as whole:
-            whole.write(text.getvalue().encode())
+        write_csv(path, [HEADER, *(row for row in rows if int(row[0]) < step)])
 
     def add(self, step: int, tensors: Mapping[str, Tensor], rules: Mapping[str, float]) -> None:
         """Append the counts after a step, once; a rule is a density, and tensors without one are dense."""

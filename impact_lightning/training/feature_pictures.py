@@ -1,9 +1,7 @@
 """The features of dictionaries in files that a person opens: tables, pictures of top images, density histograms."""
 
 import csv
-import io
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from impact_lightning.activations.module import ActivationDataModule
-from impact_lightning.files import atomic_write
+from impact_lightning.files import atomic_write, write_csv
 from impact_lightning.metrics.density import BINS_PER_DECADE, DECADES, log_histogram
 from impact_lightning.sae.density_picture import draw_densities
 from impact_lightning.sae.features import Description, Features, write_features
@@ -80,7 +78,7 @@ def add_densities(path: Path, step: int, histogram: Tensor) -> None:
         with path.open(newline="") as file:
             kept = [row for row in csv.reader(file) if row and row[0].isdecimal() and int(row[0]) < step]
     header = ["step", *(f"{edge:.1f}" for edge in EDGES[:-1])]  # the lower edge of each bin
-    _write_csv(path, [header, *kept, [step, *histogram.tolist()]])
+    write_csv(path, [header, *kept, [step, *histogram.tolist()]])
 
 
 def rows_of(features: Features, description: Description, data: ActivationDataModule) -> list[list[Cell]]:
@@ -138,14 +136,7 @@ def _called(data: ActivationDataModule, row: int) -> str:
 
 def _write_table(path: Path, table: list[list[Cell]]) -> None:
     shown = [[f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in table]
-    _write_csv(path, [COLUMNS, *shown])
-
-
-def _write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))  # file names need not be UTF-8
+    write_csv(path, [COLUMNS, *shown])
 
 
 def _histogram(counts: Tensor) -> Any:

@@ -1,7 +1,5 @@
 """The end of a predict: one line an image in `predictions.csv`."""
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from impact_lightning.files import atomic_write
+from impact_lightning.files import write_csv
 from impact_lightning.ranks import rank_and_world
 from impact_lightning.training.rehearsal import is_rehearsal
 
@@ -40,15 +38,12 @@ class PredictionWriter(Callback):
         if rank != 0 or is_rehearsal(trainer):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["index", "sample", "label", "predicted", "probability"])
+        rows: list[list[Any]] = [["index", "sample", "label", "predicted", "probability"]]
         for index, label, guess, probability in sorted(row for part in parts for row in part):
             label_name, guess_name = data.class_names[label], data.class_names[guess]
-            writer.writerow([index, data.sample_name("predict", index), label_name, guess_name, f"{probability:.6f}"])
+            rows.append([index, data.sample_name("predict", index), label_name, guess_name, f"{probability:.6f}"])
         path = Path(trainer.default_root_dir) / "predictions.csv"
-        with atomic_write(path) as file:
-            file.write(text.getvalue().encode(errors="backslashreplace"))  # file names need not be UTF-8
+        write_csv(path, rows)
         print(f"predictions of {sum(map(len, parts)):,} images: {path}")
 
 

@@ -20,6 +20,14 @@ class Measured(Protocol):
     records: list[Record]
 
 
+@runtime_checkable
+class Tabled(Protocol):
+    """A module with so many records that it shows tables of its own."""
+
+    def tables(self) -> list[Table]:
+        """Return what a terminal shows."""
+
+
 class ResultsWriter(Callback):
     """Write what a test measured."""
 
@@ -36,7 +44,8 @@ class ResultsWriter(Callback):
         write_results(path, pl_module.records)
         for run in wandb_runs(trainer):
             _track(run, pl_module.records)
-        for table in records_tables(pl_module.records):
+        tables = pl_module.tables() if isinstance(pl_module, Tabled) else records_tables(pl_module.records)
+        for table in tables:
             Console().print(table)
 
 

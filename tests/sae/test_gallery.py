@@ -14,6 +14,7 @@ from impact_lightning.activations import Tokens
 from impact_lightning.activations.frozen import FrozenBackbone
 from impact_lightning.data.images import ImageData
 from impact_lightning.data.module import normalise
+from impact_lightning.data.pictures import pixels, thumbnails
 from impact_lightning.data.scenes import SceneData
 from impact_lightning.data.sprites import Sprites
 from impact_lightning.data.transforms import Preprocess
@@ -28,9 +29,7 @@ from impact_lightning.sae.gallery import (
     heat,
     on_grid,
     percent,
-    pixels,
     plain,
-    thumbnails,
 )
 from impact_lightning.types import Key
 from tests.activations.tiny import SITES, make_backbone, make_data

@@ -1,0 +1,190 @@
+"""Every measure by block, with intervals and nulls, and how far models differ from the first one, as a picture."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from impact_lightning.neurons.findings import Finding, differences, findings
+from impact_lightning.neurons.layers import Kind
+from impact_lightning.neurons.measures import Measures
+from impact_lightning.neurons.violins import (
+    GREY,
+    INK,
+    PALE,
+    blocks_of,
+    colours,
+    drawing,
+    footer,
+    label,
+    readable,
+    said_of_nulls,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+Found = Mapping[tuple[str, int], Finding]  # by measure and block
+
+COLUMNS = 4
+DODGE = 0.5  # room on both sides of a block for the models that stand beside each other
+
+
+def draw_comparison(file: BinaryIO, measures: Mapping[str, Measures], kind: Kind, seed: int) -> None:
+    """Write all measures of models by block, and their differences to the first of them, as PNG.
+
+    Args:
+        file: Where to.
+        measures: What is known of each model; their order is that of the colours.
+        kind: Whose layers.
+        seed: Seed of the draws of classes.
+    """
+    with drawing():
+        comparison(measures, kind, seed).savefig(file, format="png", dpi=110)
+
+
+def comparison(measures: Mapping[str, Measures], kind: Kind, seed: int) -> "Figure":
+    """Return the figure: of each measure a panel, and beneath it the differences if there are two models."""
+    from matplotlib.figure import Figure
+
+    blocks, shown = blocks_of(measures.values(), kind), _names(measures.values())
+    levels = {model: _found(findings(one, seed), kind) for model, one in measures.items()}
+    base, *others = measures
+    gaps = {model: _found(differences(measures[model], measures[base], seed), kind) for model in others}
+    columns = min(COLUMNS, len(shown))
+    rows, each = -(-len(shown) // columns), 2 if gaps else 1
+    with drawing():
+        figure = Figure(figsize=(0.4 + 3.2 * columns, 0.9 + rows * (2.6 if gaps else 1.9)), layout="constrained")
+        ratios = ([2, 1] if gaps else [1]) * rows
+        grid = figure.subplots(each * rows, columns, sharex=True, squeeze=False, height_ratios=ratios)
+        for place in range(rows * columns):
+            panel = grid[each * (place // columns) :, place % columns][:each]
+            if place < len(shown):
+                _panel(panel, shown[place], levels, gaps, colours(list(measures)), blocks)
+            else:
+                for axes in panel:
+                    axes.set_axis_off()
+        _legend(figure, list(measures), kind)
+        footer(figure, _small_print(measures, shown))
+    return figure
+
+
+def _names(measures: Iterable[Measures]) -> list[str]:
+    """Return the names of measures of any model, in the order in which they come."""
+    return list(dict.fromkeys(name for one in measures for name in one.by_name))
+
+
+def _found(found: Iterable[Finding], kind: Kind) -> Found:
+    """Return what was found of the layers of a kind."""
+    by_place = {}
+    for one in found:
+        head, _, of = one.of.rpartition(".")
+        if head and of == f"{kind}s":
+            by_place[one.measure, int(head.removeprefix("blocks."))] = one
+    return by_place
+
+
+def _panel(
+    panel: Sequence[Any],
+    name: str,
+    levels: Mapping[str, Found],
+    gaps: Mapping[str, Found],
+    colour: Mapping[str, str],
+    blocks: Sequence[int],
+) -> None:
+    """Draw a measure, and its differences beneath."""
+    title, meaning = readable(name)
+    panel[0].set_title(title, loc="left", fontsize=9.5, color=INK)
+    panel[0].set_title(meaning, loc="right", fontsize=7, color=GREY)
+    for model, found in levels.items():
+        _level(panel[0], name, found, colour[model], blocks)
+    for place, (model, found) in enumerate(gaps.items()):
+        offset = DODGE * ((place + 0.5) / len(gaps) - 0.5)
+        _gap(panel[1], name, found, colour[model], blocks, offset)
+    if gaps:
+        panel[1].axhline(0, color=INK, linewidth=0.8, zorder=1)
+        panel[1].set_ylabel("difference", fontsize=7, color=GREY)
+    for axes in panel:
+        _tidy(axes, blocks)
+    panel[-1].tick_params(labelbottom=True)
+    panel[-1].set_xlabel("block", fontsize=7.5, labelpad=1)
+
+
+def _level(axes: Any, name: str, found: Found, colour: str, blocks: Sequence[int]) -> None:
+    """Draw the means of a model over its layers, with their intervals and nulls."""
+    value, low, high, null = _columns(name, found, blocks)
+    axes.fill_between(blocks, low, high, color=colour, alpha=0.16, linewidth=0)
+    is_alone = _alone(~np.isnan(value))  # a band of no width is not seen
+    axes.vlines(np.array(blocks)[is_alone], low[is_alone], high[is_alone], color=colour, alpha=0.5, linewidth=3)
+    axes.plot(blocks, null, color=colour, linewidth=1, linestyle=(0, (3, 2)), alpha=0.9, label="null")
+    at = _alone(~np.isnan(null))
+    axes.plot(np.array(blocks)[at], null[at], color=colour, marker="_", linestyle="none", markersize=9)
+    axes.plot(blocks, value, color=colour, linewidth=1.4, marker="o", markersize=2.8, label="value")
+
+
+def _gap(axes: Any, name: str, found: Found, colour: str, blocks: Sequence[int], offset: float) -> None:
+    """Draw how far a model is from the first one, block by block."""
+    value, low, high, _ = _columns(name, found, blocks)
+    x = np.array(blocks) + offset
+    axes.vlines(x, low, high, color=colour, linewidth=1.2)
+    axes.plot(x, value, color=colour, marker="o", markersize=2.8, linestyle="none", label="difference")
+
+
+def _columns(name: str, found: Found, blocks: Sequence[int]) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return value, ends of the interval, and null of each block; nan where there is none."""
+    table = np.full((4, len(blocks)), np.nan)
+    for column, block in enumerate(blocks):
+        if one := found.get((name, block)):
+            null = np.nan if one.null is None else one.null.value
+            table[:, column] = one.value, one.interval.low, one.interval.high, null
+    value, low, high, null = table
+    return value, low, high, null
+
+
+def _alone(is_defined: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which points are defined but have no defined neighbour."""
+    beside = np.pad(is_defined, 1)
+    return is_defined & ~beside[:-2] & ~beside[2:]
+
+
+def _tidy(axes: Any, blocks: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(blocks[0] - 0.5, blocks[-1] + 0.5)
+    axes.set_xticks(blocks)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(labelsize=7, length=2)
+    axes.grid(axis="y", color=PALE, linewidth=0.4, alpha=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: "Figure", names: Sequence[str], kind: Kind) -> None:
+    from matplotlib.lines import Line2D
+
+    shown = [
+        Line2D([], [], color=shade, linewidth=2, marker="o", markersize=4, label=label(name))
+        for name, shade in colours(names).items()
+    ]
+    shown.append(Line2D([], [], color=GREY, linewidth=1, linestyle=(0, (3, 2)), label="null, in the model's colour"))
+    title = f"{kind}s, mean over each layer"
+    figure.legend(
+        handles=shown, loc="outside upper left", ncols=7, frameon=False, title=title, alignment="left", fontsize=9
+    )
+
+
+def _small_print(measures: Mapping[str, Measures], shown: Sequence[str]) -> str:
+    """Return what lines, bands and bars are."""
+    base, *others = measures
+    lines = [
+        "Bands: 95 % bootstrap intervals over classes; they say nothing of other training seeds. "
+        f"Dashed: the null ({said_of_nulls(measures, shown)}); measures without one do not look at labels."
+    ]
+    if others:
+        lines.append(
+            f"Differences: model − {label(base)}, each less its own null, over the same draws of classes; "
+            "bars are their 95 % bootstrap intervals."
+        )
+    return "\n".join(lines)
