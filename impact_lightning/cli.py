@@ -53,6 +53,7 @@ from impact_lightning.training.results_writer import ResultsWriter
 from impact_lightning.training.step_seed import StepSeed
 from impact_lightning.training.throughput import Throughput, unit
 from impact_lightning.training.tracking import wandb_id, wandb_runs
+from impact_lightning.training.unit_pictures import UnitPictures
 from impact_lightning.types import UserError
 
 VERBS: dict[str, Any] = {"extract": extract, "export": export, "prune": prune}
@@ -149,7 +150,7 @@ class CLI(LightningCLI):
             raise UserError("trainer.log_every_n_steps must be at least 1; trainer.logger: false logs nothing")
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         ours = [StepSeed(self._get(self.config, "seed_everything")), Throughput(), ResultsWriter(), PredictionWriter()]
-        ours += [KeepMasks(), FeaturePictures()]
+        ours += [KeepMasks(), FeaturePictures(), UnitPictures()]
         if config.get("enable_progress_bar") is not False:
             ours.append(Progress())
         config["callbacks"] = [*_as_list(config.get("callbacks")), *ours]

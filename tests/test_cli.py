@@ -167,7 +167,7 @@ def what_a_recipe_leaves_open(recipe: str, pictures: Path) -> list[str]:
     return [f"--data.root={pictures}"] if "ImageData" in text else []
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "sae" not in recipe])
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "sae" not in recipe and "neurons" not in recipe])
 def test_every_recipe_of_a_classifier_runs(
     recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +205,28 @@ def test_every_recipe_of_dictionaries_runs(
             *("--data.buffer_images=8", *what_a_recipe_leaves_open(recipe, pictures)),
         ]
     )
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "neurons" in recipe])
+def test_every_recipe_of_units_runs(
+    recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((ROOT / recipe).read_text())
+    n_classes = 2 if "ImageData" in (ROOT / recipe).read_text() else 4
+    small = Backbone("vit_tiny_patch16_224", model_args=yaml.safe_load(SMALL), num_classes=n_classes).build()
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    args = {"weights": str(tmp_path / "small.safetensors"), "model_args": yaml.safe_load(SMALL)}
+    models = {name: {"name": "vit_tiny_patch16_224", **args} for name in config["model"]["init_args"]["models"]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"models": models}}}))
+    main(
+        [
+            *("test", f"--config={ROOT / recipe}", f"--config={tmp_path / 'small.yaml'}", f"--dir={tmp_path / 'run'}"),
+            *(*ON_CPU, "--trainer.limit_test_batches=1", "--data.eval_batch_size=8"),
+            *what_a_recipe_leaves_open(recipe, pictures),
+        ]
+    )
+    assert "auroc_best" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "run" / "neurons").iterdir()} >= {"units.html", "comparison.md", *models}
 
 
 @pytest.mark.parametrize("recipe", PRUNINGS)

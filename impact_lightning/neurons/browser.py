@@ -22,7 +22,7 @@ from impact_lightning.neurons.settings import Settings
 
 EVEN, BEST, CLASSES = 16, 8, 20  # units of a layer: evenly spaced, the best, and classes that show their own
 TOP_CLASSES = 3  # of each unit, by AUROC
-FEW = 20  # null units that are too few to have a distribution of their own
+ALIKE = 100  # null units that a unit is compared with
 WITH_NULL = {"auroc": "auroc_best", "selectivity": "class_selectivity", "precision": "precision_at_k"}
 HEIGHT = 56  # of a thumbnail, in pixels
 QUALITIES = (85, 70, 55, 40, 25)  # of the thumbnails: the first at which all of them fit
@@ -81,7 +81,22 @@ def shown_classes(n_classes: int, most: int = CLASSES) -> list[int]:
     return [place * n_classes // n for place in range(n)]
 
 
-# ------------------------------------------------------------------------------------------------- what is known of them
+# ------------------------------------------------------------------------------------------------ what is known of them
+
+
+@dataclass(frozen=True)
+class NullRange:
+    """What a measure is of units like this one where labels mean nothing.
+
+    Args:
+        mean: Its mean.
+        high: What 95 % of the units stay below.
+        n: Number of the units.
+    """
+
+    mean: float
+    high: float
+    n: int
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,7 @@ class Unit:
         density: Share of the images on which it is active.
         images: Its strongest images, by row.
         values: Its activations on them.
+        nulls: What its measures are where labels mean nothing.
     """
 
     number: int
@@ -117,23 +133,7 @@ class Unit:
     density: float | None
     images: list[int]
     values: list[float | None]
-
-
-@dataclass(frozen=True)
-class NullRange:
-    """A measure of units under permuted labels.
-
-    Args:
-        mean: Its mean.
-        high: What 95 % of the units stay below.
-        n: Number of the units.
-        in_layer: Whether they are of the same layer; otherwise of the same kind in all layers.
-    """
-
-    mean: float | None
-    high: float | None
-    n: int
-    in_layer: bool
+    nulls: dict[str, NullRange | None]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ class LayerView:
     kind: Kind
     n_units: int
     n_dead: int
-    nulls: dict[str, NullRange]
+    mean_auroc: float | None  # of all its units
+    null_auroc: float | None
     units: list[Unit]
 
 
@@ -161,13 +162,15 @@ def view_layers(models: Mapping[str, Measures], shown: int) -> list[LayerView]:
 def view_layer(model: str, measures: Measures, place: int, chosen: Chosen, shown: int) -> LayerView:
     """Return what is shown of a layer."""
     layer = measures.layers[place]
+    mean, null = measures.mean("auroc_best", [place])
     return LayerView(
         model=model,
         block=layer.block,
         kind=layer.kind,
         n_units=layer.n_units,
         n_dead=int((measures.by_name["density"].values[layer.of_units] == 0).sum()),
-        nulls={short: null_range(measures, name, place) for short, name in WITH_NULL.items()},
+        mean_auroc=_number(mean.value),
+        null_auroc=None if null is None else _number(null.value),
         units=[view_unit(measures, place, number, chosen, shown) for number in chosen.all],
     )
 
@@ -189,37 +192,47 @@ def view_unit(measures: Measures, place: int, number: int, chosen: Chosen, shown
         precision_class=int(measures.top.best[unit]),
         density=_number(measures.by_name["density"].values[unit]),
         images=images,
-        values=[_number(value) for value in measures.top.values[unit, : len(images)]],
+        values=[_number(value) for value in measures.top.values[unit, : len(images)].tolist()],
+        nulls={short: null_range(measures, name, place, number) for short, name in WITH_NULL.items()},
     )
 
 
-def null_range(measures: Measures, name: str, place: int) -> NullRange:
-    """Return how a measure of units spreads where labels mean nothing: in a layer, or in all layers of its kind."""
+def null_range(measures: Measures, name: str, place: int, number: int, alike: int = ALIKE) -> NullRange | None:
+    """Return how a measure spreads over units like one of a layer where labels mean nothing; None without any.
+
+    Units are alike that are of the same kind and of similar density: a unit that is rarely active has a larger
+    selectivity by chance.
+    """
     measure, layer = measures.by_name[name], measures.layers[place]
     if measure.null is None or measure.null.ndim == 0:
         raise ValueError(f"{name} has no null of units")
-    kinds = torch.zeros(len(measures.preferred), dtype=torch.bool)
+    density = measures.by_name["density"].values
+    is_kind = torch.zeros(len(density), dtype=torch.bool)
     for other in measures.layers:
-        kinds[other.of_units] = other.kind == layer.kind
-    null = measures.null_units
-    among = (null >= layer.of_units.start) & (null < layer.of_units.stop)
-    in_layer = int((among & ~measure.null.isnan()).sum()) >= FEW
-    values = measure.null[among if in_layer else kinds[null]]
-    values = values[~values.isnan()]
+        is_kind[other.of_units] = other.kind == layer.kind
+    among = is_kind[measures.null_units] & ~measure.null.isnan()
+    rarity = (density + 1 / measures.images).log()  # dead units have one too
+    distance = (rarity[measures.null_units[among]] - rarity[layer.units + number]).abs()
+    values = measure.null[among][distance.argsort(stable=True)[:alike]]
     if not len(values):
-        return NullRange(None, None, 0, in_layer)
-    return NullRange(_number(values.mean()), _number(values.quantile(0.95)), len(values), in_layer)
+        return None
+    return NullRange(_rounded(values.mean()), _rounded(values.quantile(0.95)), len(values))
 
 
 def _top_classes(auroc: Tensor) -> list[tuple[int, float]]:
     """Return the classes with the largest AUROC `(C,)`, with it; the lower class first of two, undefined ones never."""
     order = auroc.nan_to_num(-torch.inf).argsort(descending=True, stable=True)[:TOP_CLASSES].tolist()
-    return [(label, round(float(auroc[label]), 5)) for label in order if not auroc[label].isnan()]
+    return [(label, _rounded(auroc[label])) for label in order if not auroc[label].isnan()]
 
 
-def _number(value: Tensor) -> float | None:
-    """Return a number with five digits; None for nan and infinity, which JSON has not got."""
-    return float(f"{float(value):.5g}") if math.isfinite(value) else None
+def _number(value: float | Tensor) -> float | None:
+    """Return a rounded number; None for nan and infinity, which JSON has not got."""
+    return _rounded(value) if math.isfinite(value) else None
+
+
+def _rounded(value: float | Tensor) -> float:
+    """Return a number with five digits."""
+    return float(f"{float(value):.5g}")
 
 
 # --------------------------------------------------------------------------------------------------------- pictures
@@ -290,7 +303,7 @@ def write_browser(
         k=settings.k,
         shown=settings.shown,
         pooling=POOLINGS[settings.pooling],
-        few=FEW,
+        alike=ALIKE,
     )
     file.write(text.encode("utf-8", "replace"))  # names of files may hold what is no character
 

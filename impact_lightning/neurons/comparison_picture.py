@@ -13,6 +13,7 @@ from impact_lightning.neurons.violins import (
     GREY,
     INK,
     PALE,
+    READABLE,
     blocks_of,
     colours,
     drawing,
@@ -60,9 +61,11 @@ def comparison(measures: Mapping[str, Measures], kind: Kind, seed: int) -> "Figu
         ratios = ([2, 1] if gaps else [1]) * rows
         grid = figure.subplots(each * rows, columns, sharex=True, squeeze=False, height_ratios=ratios)
         for place in range(rows * columns):
-            panel = grid[each * (place // columns) :, place % columns][:each]
+            panel = list(grid[each * (place // columns) :, place % columns][:each])
             if place < len(shown):
                 _panel(panel, shown[place], levels, gaps, colours(list(measures)), blocks)
+                if gaps and place % columns == 0:
+                    panel[1].set_ylabel("difference", fontsize=7, color=GREY)
             else:
                 for axes in panel:
                     axes.set_axis_off()
@@ -72,8 +75,10 @@ def comparison(measures: Mapping[str, Measures], kind: Kind, seed: int) -> "Figu
 
 
 def _names(measures: Iterable[Measures]) -> list[str]:
-    """Return the names of measures of any model, in the order in which they come."""
-    return list(dict.fromkeys(name for one in measures for name in one.by_name))
+    """Return the names of measures of any model: known ones in the order of their table, then others."""
+    names = dict.fromkeys(name for one in measures for name in one.by_name)
+    known = list(READABLE)
+    return sorted(names, key=lambda name: known.index(name) if name in READABLE else len(known))
 
 
 def _found(found: Iterable[Finding], kind: Kind) -> Found:
@@ -96,32 +101,37 @@ def _panel(
 ) -> None:
     """Draw a measure, and its differences beneath."""
     title, meaning = readable(name)
-    panel[0].set_title(title, loc="left", fontsize=9.5, color=INK)
-    panel[0].set_title(meaning, loc="right", fontsize=7, color=GREY)
-    for model, found in levels.items():
-        _level(panel[0], name, found, colour[model], blocks)
+    panel[0].set_title(title, loc="left", fontsize=9.5, color=INK, pad=13)
+    below = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7, "color": GREY}
+    panel[0].annotate(meaning, (0, 1), (0, 4), **below)
+    dodge = DODGE if len(blocks) == 1 else 0.0  # intervals of a single block would hide each other
+    for place, (model, found) in enumerate(levels.items()):
+        _level(panel[0], name, found, colour[model], blocks, _offset(place, len(levels), dodge))
     for place, (model, found) in enumerate(gaps.items()):
-        offset = DODGE * ((place + 0.5) / len(gaps) - 0.5)
-        _gap(panel[1], name, found, colour[model], blocks, offset)
+        _gap(panel[1], name, found, colour[model], blocks, _offset(place, len(gaps), DODGE))
     if gaps:
         panel[1].axhline(0, color=INK, linewidth=0.8, zorder=1)
-        panel[1].set_ylabel("difference", fontsize=7, color=GREY)
     for axes in panel:
         _tidy(axes, blocks)
     panel[-1].tick_params(labelbottom=True)
     panel[-1].set_xlabel("block", fontsize=7.5, labelpad=1)
 
 
-def _level(axes: Any, name: str, found: Found, colour: str, blocks: Sequence[int]) -> None:
+def _offset(place: int, n: int, room: float) -> float:
+    """Return how far from its block a model is drawn, of n that share some room."""
+    return room * ((place + 0.5) / n - 0.5)
+
+
+def _level(axes: Any, name: str, found: Found, colour: str, blocks: Sequence[int], offset: float) -> None:
     """Draw the means of a model over its layers, with their intervals and nulls."""
     value, low, high, null = _columns(name, found, blocks)
-    axes.fill_between(blocks, low, high, color=colour, alpha=0.16, linewidth=0)
-    is_alone = _alone(~np.isnan(value))  # a band of no width is not seen
-    axes.vlines(np.array(blocks)[is_alone], low[is_alone], high[is_alone], color=colour, alpha=0.5, linewidth=3)
-    axes.plot(blocks, null, color=colour, linewidth=1, linestyle=(0, (3, 2)), alpha=0.9, label="null")
-    at = _alone(~np.isnan(null))
-    axes.plot(np.array(blocks)[at], null[at], color=colour, marker="_", linestyle="none", markersize=9)
-    axes.plot(blocks, value, color=colour, linewidth=1.4, marker="o", markersize=2.8, label="value")
+    x, is_alone = np.array(blocks) + offset, _alone(~np.isnan(value))
+    axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+    axes.vlines(x[is_alone], low[is_alone], high[is_alone], color=colour, alpha=0.5, linewidth=3)  # a band has no width
+    axes.plot(x, null, color=colour, linewidth=1, linestyle=(0, (3, 2)), alpha=0.9, label="null")
+    is_alone = _alone(~np.isnan(null))
+    axes.plot(x[is_alone], null[is_alone], color=colour, marker="_", linestyle="none", markersize=9)
+    axes.plot(x, value, color=colour, linewidth=1.4, marker="o", markersize=2.8, label="value")
 
 
 def _gap(axes: Any, name: str, found: Found, colour: str, blocks: Sequence[int], offset: float) -> None:
@@ -137,10 +147,10 @@ def _columns(name: str, found: Found, blocks: Sequence[int]) -> tuple[Floats, Fl
     table = np.full((4, len(blocks)), np.nan)
     for column, block in enumerate(blocks):
         if one := found.get((name, block)):
-            null = np.nan if one.null is None else one.null.value
-            table[:, column] = one.value, one.interval.low, one.interval.high, null
-    value, low, high, null = table
-    return value, low, high, null
+            chance = np.nan if one.null is None else one.null.value
+            table[:, column] = one.value, one.interval.low, one.interval.high, chance
+    table[np.isinf(table)] = np.nan  # d′ of a unit that has no spread; an axis has no place for it
+    return table[0], table[1], table[2], table[3]
 
 
 def _alone(is_defined: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -150,11 +160,23 @@ def _alone(is_defined: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _tidy(axes: Any, blocks: Sequence[int]) -> None:
+    """Give an axis few ticks and a range that holds what was drawn, or say that there is nothing."""
     from matplotlib.ticker import MaxNLocator
 
+    drawn = [line.get_ydata() for line in axes.lines if line.get_label() in ("value", "difference")]
+    axes.margins(y=0.12)
+    low, high = axes.get_ylim()
+    if high - low < 1e-9:  # rounding is no difference
+        axes.set_ylim(low - 0.05, high + 0.05)
+    if np.isfinite(np.concatenate(drawn)).any():
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.ticklabel_format(axis="y", useOffset=False)  # entropies differ in their last digits
+    else:
+        axes.text(0.5, 0.6, "undefined", transform=axes.transAxes, ha="center", fontsize=7, color=GREY)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
     axes.set_xlim(blocks[0] - 0.5, blocks[-1] + 0.5)
     axes.set_xticks(blocks)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(labelsize=7, length=2)
     axes.grid(axis="y", color=PALE, linewidth=0.4, alpha=0.6)
     axes.set_axisbelow(True)
@@ -179,8 +201,8 @@ def _small_print(measures: Mapping[str, Measures], shown: Sequence[str]) -> str:
     """Return what lines, bands and bars are."""
     base, *others = measures
     lines = [
-        "Bands: 95 % bootstrap intervals over classes; they say nothing of other training seeds. "
-        f"Dashed: the null ({said_of_nulls(measures, shown)}); measures without one do not look at labels."
+        "Bands: 95 % bootstrap intervals over classes; they say nothing of other training seeds.",
+        f"Dashed: the null ({said_of_nulls(measures, shown)}); where there is none, labels have no part.",
     ]
     if others:
         lines.append(

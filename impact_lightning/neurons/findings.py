@@ -1,6 +1,6 @@
 """Findings: means of measures over layers with nulls and intervals, and the differences between two models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -60,10 +60,9 @@ def differences(measures: Measures, base: Measures, seed: int) -> Iterator[Findi
         seed: Seed of the draws of classes.
     """
     draws = class_draws(measures.n_classes, seed=seed)
-    theirs = dict(groups(base))
-    for of, layers in groups(measures):
-        if of not in theirs:
-            continue
+    shared = {str(layer) for layer in measures.layers} & {str(layer) for layer in base.layers}
+    theirs = dict(groups(base, shared))
+    for of, layers in groups(measures, shared):
         for name, measure in measures.by_name.items():
             mine, other = measures.mean(name, layers), base.mean(name, theirs[of])
             how = "no difference" if measure.null is None else "no difference beyond that of the nulls"
@@ -77,9 +76,14 @@ def differences(measures: Measures, base: Measures, seed: int) -> Iterator[Findi
             )
 
 
-def groups(measures: Measures) -> list[tuple[str, list[int]]]:
-    """Return what findings are of: each kind of unit over all layers, and each layer; with places of the layers."""
-    layers = list(enumerate(measures.layers))
+def groups(measures: Measures, among: Container[str] | None = None) -> list[tuple[str, list[int]]]:
+    """Return what findings are of: each kind of unit over all layers, and each layer; with places of the layers.
+
+    Args:
+        measures: The measures.
+        among: Names of the layers that count; all by default.
+    """
+    layers = [(at, layer) for at, layer in enumerate(measures.layers) if among is None or str(layer) in among]
     kinds: Sequence[Kind] = get_args(Kind)
     by_kind = [(f"{kind}s", [place for place, layer in layers if layer.kind == kind]) for kind in kinds]
     return [(of, places) for of, places in by_kind if places] + [(str(layer), [place]) for place, layer in layers]

@@ -22,6 +22,7 @@ Range = tuple[float, float]
 SHOWN = ("ablation_impact", "selectivity", "class_variance", "label_entropy")  # figure 2 of arXiv 2603.15919
 FEW = 20  # classes whose points are drawn one by one
 FENCE = 1.5  # spans beyond the middle nine tenths of a violin, where its far outliers begin
+BEYOND = "beyond"  # marks what is written about values that have no place on the axis
 SLOT = 0.86  # share of a model's room that its violin takes
 INK, GREY, PALE = "#1a1a1a", "#666666", "#c4c4c4"
 
@@ -81,7 +82,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     """Return a colour for each model, in an order that the eye and the colour-blind see; none is pale on white."""
     from matplotlib import colormaps, colors
 
-    shades = np.linspace(0.04, 0.8, len(names)) if len(names) > 1 else np.array([0.25])
+    shades = np.linspace(0.0, 0.82, len(names)) if len(names) > 1 else np.array([0.25])
     return {name: colors.to_hex(colormaps["plasma"](shade)) for name, shade in zip(names, shades, strict=True)}
 
 
@@ -143,8 +144,9 @@ def limits(several: Iterable[Floats]) -> Range:
         if len(values):
             low, high = np.quantile(values, [0.05, 0.95])
             far = FENCE * (high - low)
-            lows.append(max(values.min(), low - far))
-            highs.append(min(values.max(), high + far))
+            near = values[(values >= low - far) & (values <= high + far)]
+            lows.append(near.min())
+            highs.append(near.max())
     low, high = (min(lows), max(highs)) if lows else (0.0, 1.0)
     room = 0.04 * (high - low) or 0.04 * abs(high) or 0.5
     return float(low - room), float(high + room)
@@ -186,9 +188,7 @@ def violins(measures: Mapping[str, Measures], kind: Kind) -> "Figure":
             axes.set_title(f"block {block}", fontsize=9)
         _legend(figure, measures, kind)
         n_classes = next(iter(measures.values())).n_classes
-        cut = any(
-            text.get_text()[-1] in "▲▼" or text.get_text()[0] in "▲▼" for axes in grid.flat for text in axes.texts
-        )
+        cut = any(text.get_gid() == BEYOND for axes in grid.flat for text in axes.texts)
         footer(
             figure,
             f"A violin is the distribution over {n_classes:,} classes; those without a value are left out."
@@ -209,6 +209,7 @@ def _row(row: Sequence[Any], blocks: Sequence[int], by_model: Mapping[str, Mappi
         axes.grid(axis="y", color=PALE, linewidth=0.4, alpha=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.ticklabel_format(axis="y", useOffset=False)  # entropies differ in their last digits
         axes.tick_params(axis="y", length=2 if axes is row[0] else 0)
 
 
@@ -226,12 +227,12 @@ def _violin(axes: Any, slot: int, cell: Cell, colour: str, within: Range) -> Non
     _body(axes, slot, cell.values, colour, "high" if has_half else "both", within)
     if len(cell.null) == 1:
         ends = slot - 0.5, slot + 0.5
-        axes.plot(ends, [cell.null[0]] * 2, color=GREY, linewidth=1, linestyle=(0, (3, 2)), label="null")
+        axes.plot(ends, [cell.null[0]] * 2, color=INK, linewidth=0.9, linestyle=(0, (3, 2)), zorder=4, label="null")
     if len(cell.values) <= FEW:
         x = np.full(len(cell.values), slot + (0.1 if has_half else 0.0))
         look = {"s": 9, "facecolors": "white", "edgecolors": INK, "linewidths": 0.6, "zorder": 5}  # seen on any colour
         axes.scatter(x, cell.values, label="points", **look)
-    _beyond(axes, slot, cell.values, colour, within)
+    _beyond(axes, slot, cell.values, within)
 
 
 def _body(axes: Any, slot: int, values: Floats, colour: str, side: str, within: Range) -> None:
@@ -248,14 +249,14 @@ def _body(axes: Any, slot: int, values: Floats, colour: str, side: str, within: 
     axes.plot(ends, [middle] * 2, color=GREY if side == "low" else INK, linewidth=1.1, zorder=4, label="median")
 
 
-def _beyond(axes: Any, slot: int, values: Floats, colour: str, within: Range) -> None:
+def _beyond(axes: Any, slot: int, values: Floats, within: Range) -> None:
     """Count what has no place on the axis, at its ends."""
     above, below = int((values > within[1]).sum()), int((values < within[0]).sum())
     for n, y, va, sign in ((above, 1, "top", "▲"), (below, 0, "bottom", "▼")):
         if n:
             text = f"{sign}\n{n}" if va == "top" else f"{n}\n{sign}"
-            place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": va}
-            axes.text(slot, y, text, color=colour, fontsize=6, linespacing=0.9, **place)
+            place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": va, "gid": BEYOND}
+            axes.text(slot, y, text, color=INK, fontsize=6.5, linespacing=0.9, **place)
 
 
 def _legend(figure: "Figure", measures: Mapping[str, Measures], kind: Kind) -> None:
@@ -264,8 +265,8 @@ def _legend(figure: "Figure", measures: Mapping[str, Measures], kind: Kind) -> N
 
     shown: list[Any] = [Patch(color=shade, label=label(name)) for name, shade in colours(list(measures)).items()]
     shown += [
-        Patch(color=PALE, label="null"),
-        Line2D([], [], color=GREY, linewidth=1, linestyle=(0, (3, 2)), label="null, one number"),
+        Patch(color=PALE, label="null, left half"),
+        Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (3, 2)), label="null, one number for all"),
         Line2D([], [], color=INK, linewidth=1.1, label="median"),
     ]
     letters = sum(len(handle.get_label()) + 7 for handle in shown)

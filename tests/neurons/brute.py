@@ -190,12 +190,12 @@ def own_units(study: Study, scores: Array) -> list[list[list[int]]]:
 
 
 def impacts(study: Study, own: list[list[list[int]]], whose: Array) -> Array:
-    """Return ablation impact `(C, L)`, where images of class c lose the units of `whose[c]`."""
+    """Return ablation impact `(C, L)`, where images of class c lose the units of `whose[c]`; nan if it has none."""
     table = np.full((study.n_classes, len(own)), np.nan)
     stored = activations(study)
     for c in range(study.n_classes):
         rows = np.flatnonzero(study.labels == c)[: study.impact_images].tolist()
-        if not rows:
+        if not rows or not own[0][whose[c]]:
             continue
         clean = logits_of(study, rows, [])
         for number, site in enumerate(sites(study.model)):

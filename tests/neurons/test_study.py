@@ -1,7 +1,9 @@
 """A study of units is the slow truth, in any batches and on any number of ranks, and finds what was planted."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from impact_lightning.metrics.auroc import expected_null_std
+from impact_lightning.neurons.findings import findings
 from impact_lightning.neurons.layers import find_layers
 from impact_lightning.neurons.measures import Measures
 from impact_lightning.neurons.null import Labels
@@ -27,12 +30,12 @@ SILENT, CONSTANT = 3, 4  # neurons of the first block
 
 def model_of(activation: str = "gelu") -> Any:
     """Return a model with a silent and a constant neuron."""
-    model = vit()
+    model: Any = vit()
     if activation == "relu":
         brute.with_relu(model)  # half of the activations are the same
     torch.manual_seed(1)
     model.head = nn.Linear(8, N_CLASSES).double().requires_grad_(False)
-    fc1: Any = model.blocks[0].mlp.fc1
+    fc1 = model.blocks[0].mlp.fc1
     fc1.weight[SILENT : CONSTANT + 1] = 0
     fc1.bias[SILENT], fc1.bias[CONSTANT] = 0, 1
     return model
@@ -101,7 +104,7 @@ def assert_same(found: Measures, expected: Measures, tolerance: float) -> None:
                     rtol=tolerance,
                     atol=tolerance,
                     equal_nan=True,
-                    msg=lambda text, n=name: f"{n}: {text}",
+                    msg=partial("{}: {}".format, name),
                 )
     for mine_exact, theirs_exact in (
         (found.preferred, expected.preferred),
@@ -119,8 +122,15 @@ def assert_same(found: Measures, expected: Measures, tolerance: float) -> None:
 # ------------------------------------------------------------------------------------------------------- the truth
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
-@pytest.mark.parametrize(("pooling", "ranking"), [("cls", "abs"), ("patch_max", "support"), ("patch_mean", "abs")])
+@pytest.mark.parametrize(
+    ("activation", "pooling", "ranking"),
+    [
+        ("gelu", "cls", "abs"),
+        ("relu", "cls", "support"),
+        ("relu", "patch_max", "abs"),
+        ("gelu", "patch_mean", "support"),
+    ],
+)
 def test_every_measure_and_null_is_the_slow_truth(activation: str, pooling: Any, ranking: Any) -> None:
     settings = replace(SETTINGS, pooling=pooling, ranking=ranking)
     found = found_in(torch.arange(N).split(7), activation, settings)
@@ -131,8 +141,11 @@ def test_every_measure_and_null_is_the_slow_truth(activation: str, pooling: Any,
         np.testing.assert_allclose(measure.values, expected[name].values, rtol=1e-9, atol=1e-9, err_msg=name)
         null = expected[name].null
         assert (measure.null is None) == (null is None)
-        if null is not None:
-            np.testing.assert_allclose(measure.null, null, rtol=1e-9, atol=1e-9, err_msg=f"null of {name}")
+        if measure.null is not None and null is not None:
+            mine = measure.null.numpy().copy()
+            if name == "ablation_impact":  # see test_the_null_of_an_impact_never_ablates_nothing
+                mine[np.isnan(null)] = np.nan
+            np.testing.assert_allclose(mine, null, rtol=1e-9, atol=1e-9, err_msg=f"null of {name}")
 
 
 def test_tables_of_classes_and_units_are_the_slow_truth() -> None:
@@ -205,6 +218,28 @@ def test_bins_of_a_few_images_only_cost_precision() -> None:
     error = (found.auroc.auroc - exact.auroc.auroc).abs()[:5]
     assert (error <= found.auroc.certificate + 1e-12).all()
     assert torch.equal(found.preferred, exact.preferred)
+
+
+def test_nulls_of_some_units_are_those_that_they_have_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.arange(N).split(7)
+    every = found_in(rows)
+    monkeypatch.setattr("impact_lightning.neurons.null.MOST", 20)
+    some = found_in(rows)
+    assert len(some.null_units) < len(every.null_units) == 68
+    for name, measure in some.by_name.items():
+        full = every.by_name[name]
+        torch.testing.assert_close(measure.values, full.values, rtol=0, atol=0, equal_nan=True)
+        if measure.null is not None and full.null is not None:
+            expected = full.null[some.null_units] if measure.is_of_units and full.null.ndim else full.null
+            torch.testing.assert_close(measure.null, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def test_every_layer_has_a_null_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a ViT-B too, where a layer has 12 heads among 37,008 units."""
+    monkeypatch.setattr("impact_lightning.neurons.null.MOST", 12)
+    found = found_in(torch.arange(N).split(7))
+    nulls = {(f.of, f.measure): f.null.value for f in findings(found, seed=0) if f.null is not None}
+    assert not [key for key, value in nulls.items() if math.isnan(value)]
 
 
 # --------------------------------------------------------------------------------------------------------- batches
@@ -291,8 +326,8 @@ def seen(model: Any, module: nn.Module, pictures: Tensor) -> Tensor:
     return kept[0]
 
 
-def direction_to(model: Any, block: Any, pictures: Tensor) -> Tensor:
-    """Return where the CLS token of these images has to go, after a block, for the logit of the class to rise, `(D,)`."""
+def direction_to(model: Any, block: Any, pictures: Tensor, signal: Tensor) -> Tensor:
+    """Return what to write with a signal `(n, T)`, after a block, for the logit of the class to rise, `(D,)`."""
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, _args: Any, out: Tensor) -> Tensor:
@@ -303,8 +338,9 @@ def direction_to(model: Any, block: Any, pictures: Tensor) -> Tensor:
     logits = model(pictures)
     hook.remove()
     (gradient,) = torch.autograd.grad(logits[:, PLANTED].sum(), kept[0])
-    direction = gradient[:, 0].mean(0)
-    return direction / direction.norm()
+    direction = (signal[:, :, None] * gradient).sum((0, 1))
+    unit: Tensor = direction / direction.norm()
+    return unit
 
 
 def detector(x: Tensor, is_class: Tensor) -> tuple[Tensor, Tensor]:
@@ -328,13 +364,16 @@ def planted_model() -> Any:
     weight, bias = detector(tokens, labels == PLANTED)
     attention.qkv.weight[16:][at], attention.qkv.bias[16:][at] = 0, 0
     attention.qkv.weight[16:][at.start], attention.qkv.bias[16:][at.start] = weight, bias
+    of_class = labels == PLANTED
     attention.proj.weight[:, at] = 0
-    attention.proj.weight[:, at.start] = 3 * direction_to(model, block, pictures[labels == PLANTED])
+    everywhere = torch.ones(int(of_class.sum()), 5, dtype=torch.float64)
+    attention.proj.weight[:, at.start] = 3 * direction_to(model, block, pictures[of_class], everywhere)
 
-    cls = seen(model, block.norm2, pictures)[:, 0]
-    weight, bias = detector(cls, labels == PLANTED)
+    weight, bias = detector(seen(model, block.norm2, pictures)[:, 0], of_class)
     mlp.fc1.weight[NEURON], mlp.fc1.bias[NEURON] = 6 * weight, 6 * bias - 3
-    mlp.fc2.weight[:, NEURON] = 3 * direction_to(model, block, pictures[labels == PLANTED])
+    fires = seen(model, mlp.act, pictures)[:, :, NEURON]
+    mlp.fc2.weight[:, NEURON] = 0
+    mlp.fc2.weight[:, NEURON] = direction_to(model, block, pictures[of_class], (fires - fires.mean())[of_class])
     return model
 
 
