@@ -1,6 +1,8 @@
 """Pictures for people: what one sees on the images that a model reads."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -34,3 +36,13 @@ def thumbnails(data: ImageDataModule, rows: Iterable[int], size: tuple[int, int]
         for picture in pixels(images, data.mean, data.std):
             found[row] = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
     return found
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw in one style, whatever the user's is; letters that the font has not got are drawn as boxes."""
+    from matplotlib import style
+
+    with style.context(["default", {"font.size": 9, "svg.hashsalt": "0"}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from impact_lightning.data.pictures import drawing
 from impact_lightning.neurons.findings import Finding, differences, findings
 from impact_lightning.neurons.layers import Kind
-from impact_lightning.neurons.measures import Measures
-from impact_lightning.neurons.violins import (
+from impact_lightning.neurons.look import (
     GREY,
     INK,
     PALE,
     READABLE,
     blocks_of,
     colours,
-    drawing,
     footer,
     label,
     readable,
     said_of_nulls,
 )
+from impact_lightning.neurons.measures import Measures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -55,7 +55,7 @@ class FirstPass(nn.Module):
         n = layers[-1].of_units.stop
         self.layers = layers
         self.labels = labels
-        self.register_buffer("null_units", null_units(n))
+        self.register_buffer("null_units", null_units(layers))
         m = len(self.null_units)
         self.patching = AttributionPatching(layers, n_classes)
         self.selectivity, self.selectivity_null = ClassSelectivity(n, n_classes), ClassSelectivity(m, n_classes)

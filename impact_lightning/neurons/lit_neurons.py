@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import timm
+import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.table import Table
 from torch import nn
 
@@ -27,7 +27,7 @@ from impact_lightning.neurons.measures import Measures
 from impact_lightning.neurons.null import Labels, labels_of
 from impact_lightning.neurons.settings import Settings
 from impact_lightning.neurons.study import Look, Study
-from impact_lightning.ranks import rank_and_world
+from impact_lightning.ranks import all_sum, rank_and_world
 from impact_lightning.results import Constant, Record
 from impact_lightning.types import ImageBatch, UserError
 
@@ -87,9 +87,19 @@ class LitNeurons(LightningModule):
             raise UserError(f"LitNeurons reads images with labels, not {type(data).__name__}")
         return data
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Refuse to train."""
-        raise UserError("LitNeurons trains nothing: run `test`")
+    def setup(self, stage: str) -> None:
+        """Refuse what is no test."""
+        if stage != "test":
+            raise UserError("LitNeurons trains nothing: run `test`")
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Never runs; without it, Lightning would speak first and say less."""
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Never runs; without it, Lightning would speak first and say less."""
+
+    def configure_optimizers(self) -> None:
+        """Never runs; without it, Lightning would speak first and say less."""
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint: several models have several."""
@@ -102,7 +112,9 @@ class LitNeurons(LightningModule):
         self.records, self.measures = [], {}
         for name, model in zip(self.names, self.models, strict=True):
             check_image_size(model, name, self.data.image_shape)
-        labels = Labels(labels_of(self.data, "test"), self.seed)
+        if str(self.trainer.precision).endswith("-true") and str(self.trainer.precision) != "32-true":
+            raise UserError(f"trainer.precision {self.trainer.precision} casts the models: take 32-true or bf16-mixed")
+        labels = Labels(labels_of(self.data, "test"), self.seed, self._n_images())
         shared = labels, self.n_classes, self.settings, self.seed
         self.studies = [
             Study(check_supported(model), layers, *shared)
@@ -147,13 +159,17 @@ class LitNeurons(LightningModule):
 
     def _sample(self) -> Iterator[ImageBatch]:
         """Yield this rank's part of some images that are spread evenly over those of the test."""
-        data, split = self.data, self.data.split("test")
-        read = min(len(split), self._n_batches * self.trainer.world_size * data.eval_batch_size)
+        read, size = self._n_images(), self.data.eval_batch_size
         n = min(self.settings.calibration, read)
-        rows = np.arange(n) * read // n
         rank, world = rank_and_world()
-        batches = np.array_split(rows, ceil(n / data.eval_batch_size))[rank::world]
-        return self._ready(ImageReader(split, workers=data.workers).read(batches), len(batches), "Sampling")
+        batches = np.array_split(np.arange(n) * read // n, ceil(n / size))[rank::world]
+        reader = ImageReader(self.data.split("test"), workers=self.data.workers)
+        return self._ready(reader.read(batches), len(batches), "Sampling")
+
+    def _n_images(self) -> int:
+        """Return how many images all ranks test: the first of the data. All ranks call this together."""
+        batches = int(all_sum(torch.tensor(self._n_batches, device=self.device)))
+        return min(len(self.data.split("test")), batches * self.data.eval_batch_size)
 
     def _again(self) -> Iterator[ImageBatch]:
         """Yield this rank's batches of the test again."""

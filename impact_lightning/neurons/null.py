@@ -1,11 +1,14 @@
 """Labels without meaning: the null of every measure that looks at labels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from impact_lightning.data.module import ImageDataModule, Split
 from impact_lightning.metrics.label_purity import permuted_labels
+from impact_lightning.neurons.layers import Layer
 from impact_lightning.types import UserError
 
 
@@ -27,28 +30,44 @@ class Labels:
     Args:
         true: Labels, `(N,)`.
         seed: Seed of the permutation.
+        read: How many images are read, the first of them; only among these labels are permuted. All by default.
     """
 
-    def __init__(self, true: Tensor, seed: int) -> None:
+    def __init__(self, true: Tensor, seed: int, read: int | None = None) -> None:
         self.true = true
-        self.permuted = permuted_labels(true, seed=seed)
+        self.read = len(true) if read is None else read
+        self.permuted = torch.cat([permuted_labels(true[: self.read], seed=seed), true[self.read :]])
 
     def without_meaning(self, rows: Tensor) -> Tensor:
         """Return the permuted labels of some images: the same ones on any number of ranks and in any order."""
         return self.permuted[rows.cpu()].to(rows.device)
 
 
-def other_classes(n_classes: int, seed: int) -> Tensor:
-    """Return another class for each class, `(C,)`: a random cycle through all of them; of a single class itself."""
-    order = torch.randperm(n_classes, generator=torch.Generator().manual_seed(seed))
-    other = torch.empty_like(order)
+def other_classes(n_classes: int, among: Tensor, seed: int) -> Tensor:
+    """Return another class for each class, `(C,)`: a random cycle through some of them; of a single one itself.
+
+    Args:
+        n_classes: Number of classes.
+        among: The classes that may be another, `(n,)`; for each that may not be, one of these.
+        seed: Seed of the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = among[torch.randperm(len(among), generator=generator)]
+    other = (
+        order[torch.randint(len(order), (n_classes,), generator=generator)] if len(order) else torch.arange(n_classes)
+    )
     other[order] = order.roll(-1)
     return other
 
 
-def null_units(n_units: int) -> Tensor:
-    """Return the units whose measures are made under permuted labels too: all, or many of them spread evenly."""
-    return torch.arange(n_units)[:: -(-n_units // MOST)]
+def null_units(layers: Sequence[Layer]) -> Tensor:
+    """Return the units whose nulls are measured: all of small layers, of others as many each, spread evenly."""
+    room, chosen = MOST, {}
+    for done, layer in enumerate(sorted(layers, key=lambda layer: layer.n_units)):
+        n = min(layer.n_units, max(1, room // (len(layers) - done)))
+        chosen[layer.units] = layer.units + torch.arange(n) * layer.n_units // n
+        room -= n
+    return torch.cat([chosen[layer.units] for layer in layers])
 
 
 def first_of_class(labels: Tensor, n: int) -> Tensor:

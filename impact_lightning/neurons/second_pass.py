@@ -59,7 +59,7 @@ class SecondPass(nn.Module):
         super().__init__()
         self.layers, self.labels = layers, labels
         n, edges, counts = layers[-1].of_units.stop, first.edges, first.counts
-        self.register_buffer("null_units", null_units(n))
+        self.register_buffer("null_units", null_units(layers))
         scores = first.attributions.scores
         self.own = [top_units(scores, layer, settings.top(layer), settings.ranking) for layer in layers]  # L x (C, k)
         columns = [torch.where(own < 0, 0, own + layer.units) for own, layer in zip(self.own, layers, strict=True)]

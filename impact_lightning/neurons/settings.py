@@ -33,7 +33,7 @@ class Settings:
     k: int = 60
     bins: int = 1024
     calibration: int = 10_000
-    shown: int = 9
+    shown: int = 8
 
     def __post_init__(self) -> None:
         """Refuse what measures nothing."""

@@ -41,6 +41,7 @@ class Study:
     second_pass: SecondPass
     first: First
     thresholds: Tensor
+    other: Tensor  # (C,) another class for each class, whose units are ablated as a null
 
     def __init__(
         self,
@@ -56,8 +57,12 @@ class Study:
         self.labels = labels
         self.n_classes = n_classes
         self.settings = settings
-        self.other = other_classes(n_classes, seed)  # whose units are ablated as a null
+        self.seed = seed
         self.ablated = first_of_class(labels.true, settings.impact_images)  # (N,) which images have units ablated
+        if settings.pooling == "cls" and not model.has_class_token:
+            raise UserError(
+                "model.settings.pooling is cls, and a model has no class token: take patch_mean or patch_max"
+            )
         self._sample: list[Tensor] = []  # activations (B, K)
 
     @property
@@ -110,6 +115,8 @@ class Study:
         del self.first_pass  # its tables are as large as those of the next
         second = SecondPass(self.layers, self.labels, self.n_classes, self.first, self.thresholds, self.settings)
         self.second_pass = second.to(self.device)
+        has_own = torch.stack([own[:, 0] >= 0 for own in second.own]).any(0)  # (C,)
+        self.other = other_classes(self.n_classes, has_own.nonzero().flatten().cpu(), self.seed)
         scores = self.first.attributions.scores.float().cpu()  # they have chosen
         self.first = self.first._replace(attributions=self.first.attributions._replace(scores=scores))
 

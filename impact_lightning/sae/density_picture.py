@@ -5,9 +5,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from impact_lightning.data.pictures import drawing
 from impact_lightning.metrics.density import BINS_PER_DECADE, DECADES, log_histogram
 from impact_lightning.sae.features import Features
-from impact_lightning.sae.gallery import BLUE, GREY, drawing, percent, plain
+from impact_lightning.sae.gallery import BLUE, GREY, percent, plain
 
 
 def draw_densities(file: BinaryIO, features: Features, name: str) -> None:

@@ -1,9 +1,6 @@
 """The gallery: what latents respond to, as pictures: their strongest images with heat maps."""
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, BinaryIO, NamedTuple
 
@@ -13,7 +10,7 @@ from numpy.typing import NDArray
 
 from impact_lightning.activations.frozen import FrozenBackbone
 from impact_lightning.data.module import ImageDataModule
-from impact_lightning.data.pictures import RGB, thumbnails
+from impact_lightning.data.pictures import RGB, drawing, thumbnails
 from impact_lightning.sae.features import Description, Features
 
 Floats = NDArray[np.float64]
@@ -230,16 +227,6 @@ class Gallery:
 
 
 # ----------------------------------------------------------------------------------------------------------- figures
-
-
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Draw in one style, whatever the user's is; letters that the font has not got are drawn as boxes."""
-    from matplotlib import style
-
-    with style.context(["default", {"font.size": 9, "svg.hashsalt": "0"}]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        yield
 
 
 class Sheet:

@@ -11,8 +11,8 @@ import torch
 from impact_lightning.neurons.comparison_picture import comparison, draw_comparison
 from impact_lightning.neurons.findings import differences, findings
 from impact_lightning.neurons.layers import Kind
+from impact_lightning.neurons.look import colours
 from impact_lightning.neurons.measures import Measures
-from impact_lightning.neurons.violins import colours
 from tests.neurons.test_violins import labelled, make_measures, texts
 
 SEED = 3

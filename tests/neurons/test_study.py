@@ -15,7 +15,7 @@ from impact_lightning.metrics.auroc import expected_null_std
 from impact_lightning.neurons.findings import findings
 from impact_lightning.neurons.layers import find_layers
 from impact_lightning.neurons.measures import Measures
-from impact_lightning.neurons.null import Labels
+from impact_lightning.neurons.null import Labels, other_classes
 from impact_lightning.neurons.settings import Settings
 from impact_lightning.neurons.study import Study
 from impact_lightning.types import ImageBatch, UserError
@@ -83,7 +83,7 @@ def truth_of(activation: str, settings: Settings = SETTINGS) -> brute.Study:
         images=pictures,
         labels=labels.numpy(),
         permuted=study.labels.permuted.numpy(),
-        other=study.other.numpy(),
+        other=other_classes(N_CLASSES, labels.unique(), 0).numpy(),
         pooling=settings.pooling,
         top={"head": settings.top_heads, "neuron": settings.top_neurons},
         support=settings.ranking == "support",

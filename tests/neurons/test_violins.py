@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from impact_lightning.neurons.layers import Kind, Layer
+from impact_lightning.neurons.look import blocks_of, colours
 from impact_lightning.neurons.measures import EXACT, PERMUTED, Measure, Measures
 from impact_lightning.neurons.violins import (
     FEW,
     SHOWN,
-    blocks_of,
     cells,
-    colours,
     draw_violins,
     is_spread,
     limits,
