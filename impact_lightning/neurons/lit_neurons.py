@@ -65,7 +65,7 @@ class LitNeurons(LightningModule):
             _check(name, backbone, n_classes)
         self.names = list(models)
         self.n_classes = n_classes
-        self.kinds: list[Kind] = kinds or ["neuron", "head"]
+        self.kinds: list[Kind] = ["neuron", "head"] if kinds is None else kinds
         self.settings = settings or Settings()
         built = [replace(backbone, num_classes=n_classes).build() for backbone in models.values()]
         self.models = nn.ModuleList(built).eval().requires_grad_(False)

@@ -172,6 +172,8 @@ class SecondLook:
         """Add a batch."""
         study = self.study
         logits = study.model(batch.images)
+        if not logits.isfinite().all():
+            raise UserError("a model gives logits that are not finite: its weights are damaged, or precision too low")
         read = dict(self.captured)  # ablations run blocks again
         x, peaks = study.pooled(read, study.settings.pooling), study.pooled(read, "patch_max")
         study.second_pass.update(x, peaks, batch.labels, batch.row)

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import lightning.pytorch  # noqa: F401  # before sklearn: typing caches its `float | int`, and 1 batch would be 1.0, all
 import numpy as np
 import torch
 from numpy.typing import NDArray
