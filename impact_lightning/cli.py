@@ -22,6 +22,8 @@ from impact_lightning.activations.cached import CachedActivations as CachedActiv
 from impact_lightning.activations.extract import extract
 from impact_lightning.activations.live import LiveActivations as LiveActivations
 from impact_lightning.backbones.classifier import LitClassifier as LitClassifier  # imported: short names work
+from impact_lightning.circuits.lit_circuit import LitCircuit as LitCircuit
+from impact_lightning.circuits.task_data import TaskData as TaskData
 from impact_lightning.data.images import ImageData as ImageData
 from impact_lightning.data.rooms import Rooms as Rooms
 from impact_lightning.data.scene_files import DSpritesFile as DSpritesFile

@@ -61,7 +61,7 @@ def _metrics(
 ) -> dict[str, Any]:
     watched = copy.deepcopy(vit)  # the floor runs a model that has no hooks
     labels = Labels(torch.arange(IMAGES) % CLASSES, seed=0)
-    study = Study(watched, layers, labels, CLASSES, Settings(), seed=0)
+    study = Study("model", watched, layers, labels, CLASSES, Settings(), seed=0)
     batches = _batches(images)
     for _ in range(SAMPLED):
         study.sample(next(batches))

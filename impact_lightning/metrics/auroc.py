@@ -14,6 +14,7 @@ from impact_lightning.metrics.unit_bins import (
     checked_labels,
     unit_edges,
 )
+from impact_lightning.types import UserError
 
 
 class AUROCs(NamedTuple):
@@ -71,6 +72,8 @@ class UnitAUROC(SecondPass):
     def compute(self) -> AUROCs:
         """Return the AUROCs, after as many images as were counted."""
         self._check(self.images.sum())
+        if not (self.rank_sums.sum(0) == self.total * (self.total + 1)).all():  # twice the sum of all ranks
+            raise UserError("the second pass saw other activations than the bins were counted on: pass the same")
         n, rest = self.images, self.total - self.images  # (C,)
         auroc = ratio(self.rank_sums - (n * (n + 1))[:, None], (2 * n * rest)[:, None])  # (C, K)
         sides = torch.maximum(n, rest)[n * rest > 0]  # of classes that have an AUROC

@@ -50,6 +50,9 @@ class ClassInformation(Metric):
     def update(self, activations: Tensor, labels: Tensor) -> None:
         """Add one pooled activation per image and unit `(B, K)`, and the images' labels `(B,)`."""
         check_classes(activations, labels, len(self.counts))
+        if activations.shape[1] != len(self.threshold):
+            raise UserError(f"activations: of {activations.shape[1]} units, but the metric has {len(self.threshold)}")
+        labels = labels.long()
         self.fired.index_add_(0, labels, (activations > self.threshold).int())
         self.counts += torch.bincount(labels, minlength=len(self.counts))
 

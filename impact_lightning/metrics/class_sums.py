@@ -59,7 +59,9 @@ class ClassSums(Metric):
     def update(self, activations: Tensor, labels: Tensor) -> None:
         """Add one pooled activation per image and unit `(B, K)`, and the images' labels `(B,)`."""
         check_classes(activations, labels, len(self.counts))
-        x = activations.double()
+        if activations.shape[1] != self.sums.shape[1]:
+            raise UserError(f"activations: of {activations.shape[1]} units, but the metric has {self.sums.shape[1]}")
+        x, labels = activations.double(), labels.long()
         if self.rectify != "none":
             x = x.clamp_min(0) if self.rectify == "relu" else x.abs()
         self.sums.index_add_(0, labels, x)
@@ -112,10 +114,19 @@ def add_zeros(metric: Metric, name: str, shape: tuple[int, ...], dtype: torch.dt
 
 def check_classes(activations: Tensor, labels: Tensor, n_classes: int) -> None:
     """Raise an error that names a label `(B,)` that is no class, or an activation `(B, K)` that is not finite."""
+    if activations.ndim != 2 or labels.shape != activations.shape[:1]:
+        raise UserError(f"activations {tuple(activations.shape)} and labels {tuple(labels.shape)}: not (B, K) and (B,)")
+    check_integers(labels)
     is_other = (labels < 0) | (labels >= n_classes)
     if is_other.any():
         raise UserError(f"labels: {int(labels[is_other][0])} is none of {n_classes} classes, which count from 0")
     check_finite(activations)
+
+
+def check_integers(labels: Tensor) -> None:
+    """Raise an error where labels are no whole numbers: they would be cut."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise UserError(f"labels: of {labels.dtype}, and classes are whole numbers")
 
 
 def check_finite(activations: Tensor) -> None:

@@ -46,7 +46,7 @@ class EtaSquared(ClassSums):
         within = (counts * self.variances()).nansum(0)
         total = between + within
         is_undefined = (total <= ROUNDING * (n + 8) * self.squares.sum(0)) | (classes < 2)
-        f = between / within * ((n - classes) / (classes - 1))
+        f = between / within * ratio(n - classes, classes - 1)
         return Explained(*(part.masked_fill(is_undefined, torch.nan) for part in (between / total, f)))
 
     def plot(self, val: Explained | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:  # type: ignore[override]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
+from impact_lightning.metrics.class_sums import check_integers
 from impact_lightning.types import UserError
 
 TINY = 1.2e-38  # just above the smallest normal float32: what is nearer to zero may be flushed to it, so it always is
@@ -64,6 +65,7 @@ def checked_labels(labels: Tensor, n_images: int, n_classes: int | None = None) 
     """Return labels `(B,)` in int64; refuse those that are no class."""
     if labels.shape != (n_images,):
         raise UserError(f"labels: shape {tuple(labels.shape)}, but there are {n_images} images")
+    check_integers(labels)
     if n_images and (labels.min() < 0 or (n_classes is not None and labels.max() >= n_classes)):
         limit = "" if n_classes is None else f" to {n_classes - 1}"
         raise UserError(f"labels: from {int(labels.min())} to {int(labels.max())}, but classes are 0{limit}")

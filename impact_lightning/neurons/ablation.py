@@ -17,8 +17,8 @@ Ranking = Literal["abs", "support"]
 def top_units(scores: Tensor, layer: Layer, k: int, ranking: Ranking = "abs") -> Tensor:
     """Return the `k` units of a layer with the largest scores for each class, `(C, K) -> (C, k)`.
 
-    They are numbers within the layer, in descending order; of equal scores the lower unit comes first. Classes
-    without scores have -1.
+    They are numbers within the layer, in descending order; of equal scores the lower unit comes first. A place is -1
+    where there is no unit for it: one without a score, or with a score of zero, is nobody's own.
 
     Args:
         scores: Attribution patching of all units; negative where a unit supports the class.
@@ -28,8 +28,9 @@ def top_units(scores: Tensor, layer: Layer, k: int, ranking: Ranking = "abs") ->
     """
     own = scores[:, layer.of_units]
     size = own.abs() if ranking == "abs" else -own
-    best = size.nan_to_num(-torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return torch.where(size.isnan().all(1, keepdim=True), -1, best)
+    size = torch.where(size > 0, size, 0.0)  # also of nan
+    best = size.sort(dim=1, descending=True, stable=True)
+    return torch.where(best.values > 0, best.indices, -1)[:, :k]
 
 
 @torch.no_grad()

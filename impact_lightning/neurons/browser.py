@@ -13,11 +13,11 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
+from impact_lightning.data.labels import labels_of
 from impact_lightning.data.module import ImageDataModule
 from impact_lightning.data.pictures import RGB, thumbnails
 from impact_lightning.neurons.layers import Kind
 from impact_lightning.neurons.measures import Measures
-from impact_lightning.neurons.null import labels_of
 from impact_lightning.neurons.settings import Settings
 
 EVEN, BEST, CLASSES = 16, 8, 20  # units of a layer: evenly spaced, the best, and classes that show their own

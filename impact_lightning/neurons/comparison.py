@@ -7,11 +7,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from impact_lightning.neurons.findings import Finding
+from impact_lightning.neurons.look import READABLE
 
 Row = list[str]
 CAPTION = (
-    "means over {of}, (null) behind; differences are paired by class and less those of the nulls, "
-    "[95 % bootstrap over classes]; * excludes zero"
+    "means over {of}, (null) behind; differences are paired by class and less those of the nulls, over the layers that "
+    "both have, [95 % bootstrap over classes]; * excludes zero, of each row by itself; other training seeds are not "
+    "in the intervals"
 )
 
 
@@ -38,7 +40,8 @@ def comparison_rows(
             mark = " *" if low > 0 or high < 0 else ""
             shown = f"{finding.value:+.4f} [{low:+.4f}, {high:+.4f}]{mark}"
             rows[finding.measure].append("–" if math.isnan(finding.value) else shown)
-    return heading, list(rows.values())
+    order = {name: place for place, name in enumerate(READABLE)}
+    return heading, sorted(rows.values(), key=lambda row: order.get(row[0], len(order)))
 
 
 def comparison_table(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from impact_lightning.data.pictures import drawing
-from impact_lightning.neurons.findings import Finding, differences, findings
+from impact_lightning.neurons.findings import Finding
 from impact_lightning.neurons.layers import Kind
 from impact_lightning.neurons.look import (
     GREY,
@@ -33,27 +33,30 @@ COLUMNS = 4
 DODGE = 0.5  # room on both sides of a block for the models that stand beside each other
 
 
-def draw_comparison(file: BinaryIO, measures: Mapping[str, Measures], kind: Kind, seed: int) -> None:
+By = Mapping[str, Sequence[Finding]]  # of each model
+
+
+def draw_comparison(file: BinaryIO, measures: Mapping[str, Measures], levels: By, gaps: By, kind: Kind) -> None:
     """Write all measures of models by block, and their differences to the first of them, as PNG.
 
     Args:
         file: Where to.
         measures: What is known of each model; their order is that of the colours.
+        levels: What was found of each model.
+        gaps: How those after the first differ from it.
         kind: Whose layers.
-        seed: Seed of the draws of classes.
     """
     with drawing():
-        comparison(measures, kind, seed).savefig(file, format="png", dpi=110)
+        comparison(measures, levels, gaps, kind).savefig(file, format="png", dpi=110)
 
 
-def comparison(measures: Mapping[str, Measures], kind: Kind, seed: int) -> "Figure":
+def comparison(measures: Mapping[str, Measures], levels: By, gaps: By, kind: Kind) -> "Figure":
     """Return the figure: of each measure a panel, and beneath it the differences if there are two models."""
     from matplotlib.figure import Figure
 
     blocks, shown = blocks_of(measures.values(), kind), _names(measures.values())
-    levels = {model: _found(findings(one, seed), kind) for model, one in measures.items()}
-    base, *others = measures
-    gaps = {model: _found(differences(measures[model], measures[base], seed), kind) for model in others}
+    levels_by_block = {model: _found(found, kind) for model, found in levels.items()}
+    gaps_by_block = {model: _found(found, kind) for model, found in gaps.items()}
     columns = min(COLUMNS, len(shown))
     rows, each = -(-len(shown) // columns), 2 if gaps else 1
     with drawing():
@@ -63,7 +66,7 @@ def comparison(measures: Mapping[str, Measures], kind: Kind, seed: int) -> "Figu
         for place in range(rows * columns):
             panel = list(grid[each * (place // columns) :, place % columns][:each])
             if place < len(shown):
-                _panel(panel, shown[place], levels, gaps, colours(list(measures)), blocks)
+                _panel(panel, shown[place], levels_by_block, gaps_by_block, colours(list(measures)), blocks)
                 if gaps and place % columns == 0:
                     panel[1].set_ylabel("difference", fontsize=7, color=GREY)
             else:

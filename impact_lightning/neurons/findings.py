@@ -23,6 +23,8 @@ class Finding:
         interval: How far it moves with other classes.
         null: The mean where there is nothing to find; None where labels have no part in the measure.
         n: Terms of the mean: units, or classes times layers.
+        error: How far bins may have put the mean off; None where it is exact.
+        layers: The layers.
     """
 
     measure: str
@@ -31,6 +33,8 @@ class Finding:
     interval: Interval
     null: Null | None
     n: int
+    error: float | None
+    layers: tuple[str, ...]
 
 
 def findings(measures: Measures, seed: int) -> Iterator[Finding]:
@@ -46,6 +50,8 @@ def findings(measures: Measures, seed: int) -> Iterator[Finding]:
                 interval=interval_over_classes(value.drawn(draws), seed=seed),
                 null=None if null is None else Null(null.value, measure.how),
                 n=value.n,
+                error=measures.error(name, layers),
+                layers=_named(measures, layers),
             )
 
 
@@ -73,6 +79,10 @@ def differences(measures: Measures, base: Measures, seed: int) -> Iterator[Findi
                 interval=interval_over_classes(_drawn(mine, draws) - _drawn(other, draws), seed=seed),
                 null=Null(0.0, how),
                 n=mine[0].n,
+                error=None
+                if measure.error is None
+                else sum(one.error(name, places) or 0.0 for one, places in ((measures, layers), (base, theirs[of]))),
+                layers=_named(measures, layers),
             )
 
 
@@ -87,6 +97,10 @@ def groups(measures: Measures, among: Container[str] | None = None) -> list[tupl
     kinds: Sequence[Kind] = get_args(Kind)
     by_kind = [(f"{kind}s", [place for place, layer in layers if layer.kind == kind]) for kind in kinds]
     return [(of, places) for of, places in by_kind if places] + [(str(layer), [place]) for place, layer in layers]
+
+
+def _named(measures: Measures, places: Sequence[int]) -> tuple[str, ...]:
+    return tuple(str(measures.layers[place]) for place in places)
 
 
 def _excess(mean: tuple[ClassMean, ClassMean | None]) -> float:

@@ -19,12 +19,13 @@ from torch import nn
 from impact_lightning.activations.image_reader import ImageReader
 from impact_lightning.backbones import Backbone, check_supported, fingerprint
 from impact_lightning.backbones.image_size import check_image_size
+from impact_lightning.data.labels import labels_of
 from impact_lightning.data.module import ImageDataModule
 from impact_lightning.neurons.comparison import comparison_table
 from impact_lightning.neurons.findings import Finding, differences, findings
 from impact_lightning.neurons.layers import Kind, find_layers
 from impact_lightning.neurons.measures import Measures
-from impact_lightning.neurons.null import Labels, labels_of
+from impact_lightning.neurons.null import Labels
 from impact_lightning.neurons.settings import Settings
 from impact_lightning.neurons.study import Look, Study
 from impact_lightning.ranks import all_sum, rank_and_world
@@ -37,8 +38,9 @@ NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of files too
 class LitNeurons(LightningModule):
     """Measure what single neurons and heads of one or several models respond to, on the test images.
 
-    Run it with `test`; it trains nothing. Each image is read twice by every model: first with gradients, to find out
-    which units are whose, then for ranks and ablations. Of several models, all are compared with the first.
+    Run it with `test`; it trains nothing. Every model reads a sample of the images for the bins of ranks, and then each
+    image twice: first with gradients, to find out which units are whose, then for ranks and ablations. Of several
+    models, all are compared with the first.
 
     Args:
         models: The models by name, such as `dense` and `wanda70`.
@@ -54,7 +56,7 @@ class LitNeurons(LightningModule):
         n_classes: int,
         blocks: list[int] | None = None,
         kinds: list[Kind] | None = None,
-        settings: Settings | None = None,
+        settings: Settings = Settings(),  # noqa: B008  # never changes, and help shows its fields
     ) -> None:
         super().__init__()
         if not models:
@@ -64,9 +66,10 @@ class LitNeurons(LightningModule):
         for name, backbone in models.items():
             _check(name, backbone, n_classes)
         self.names = list(models)
+        self.built = {name: f" {b.name} {b.model_args}" if b.model_args else "" for name, b in models.items()}
         self.n_classes = n_classes
         self.kinds: list[Kind] = ["neuron", "head"] if kinds is None else kinds
-        self.settings = settings or Settings()
+        self.settings = settings
         built = [replace(backbone, num_classes=n_classes).build() for backbone in models.values()]
         self.models = nn.ModuleList(built).eval().requires_grad_(False)
         self.layers = [find_layers(model, blocks, self.kinds) for model in built]
@@ -91,6 +94,8 @@ class LitNeurons(LightningModule):
         """Refuse what is no test."""
         if stage != "test":
             raise UserError("LitNeurons trains nothing: run `test`")
+        if self.trainer.limit_test_batches == 0:
+            raise UserError("trainer.limit_test_batches is 0: there is nothing to measure")
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Never runs; without it, Lightning would speak first and say less."""
@@ -116,10 +121,8 @@ class LitNeurons(LightningModule):
             raise UserError(f"trainer.precision {self.trainer.precision} casts the models: take 32-true or bf16-mixed")
         labels = Labels(labels_of(self.data, "test"), self.seed, self._n_images())
         shared = labels, self.n_classes, self.settings, self.seed
-        self.studies = [
-            Study(check_supported(model), layers, *shared)
-            for model, layers in zip(self.models, self.layers, strict=True)
-        ]
+        parts = zip(self.names, self.models, self.layers, strict=True)
+        self.studies = [Study(name, check_supported(model), layers, *shared) for name, model, layers in parts]
         for batch in self._sample():
             for study in self.studies:
                 study.sample(batch)
@@ -195,7 +198,8 @@ class LitNeurons(LightningModule):
 
     def _records(self) -> Iterator[Record]:
         """Yield the findings of every model, and how those after the first differ from it."""
-        weights = {name: fingerprint(model) for name, model in zip(self.names, self.models, strict=True)}
+        # the same weights make another model with another number of heads
+        weights = {n: f"{fingerprint(model)}{self.built[n]}" for n, model in zip(self.names, self.models, strict=True)}
         base = self.names[0]
         for name, found in self.findings.items():
             for finding in found:
@@ -211,14 +215,24 @@ class LitNeurons(LightningModule):
             value=found.value,
             n=found.n,
             seed=self.seed,
-            protocol=self.protocol(),
+            protocol={**self.protocol(), "layers": found.layers},
             weights=weights,
             data=self.data.fingerprint("test"),
             null=found.null,
             interval=found.interval,
             of=of,
-            notes=self.data.notes("test"),
+            notes=self._notes(found),
         )
+
+    def _notes(self, found: Finding) -> tuple[str, ...]:
+        """Return what a reader of a number must know."""
+        notes = self.data.notes("test")
+        seen = int((next(iter(self.measures.values())).auroc.images > 0).sum())
+        if seen < self.n_classes:
+            notes += (f"{seen} of {self.n_classes} classes have images",)
+        if found.error:
+            notes += (f"bins may have put it off by {found.error:.1e}",)
+        return notes
 
     def tables(self) -> list[Table]:
         """Return what a terminal shows: the means over all neurons and over all heads."""
@@ -232,6 +246,7 @@ class LitNeurons(LightningModule):
             "split": "test",
             "images": next(iter(self.measures.values())).images,
             "n_classes": self.n_classes,
+            "kinds": self.kinds,
             **asdict(self.settings),
             "pooling_of_class_variance_and_label_entropy": "patch_max",
             "class_information_of": "x > 0 of neurons, x > median of heads",
@@ -247,6 +262,8 @@ def _check(name: str, backbone: Backbone, n_classes: int) -> None:
         raise UserError(f"model.models: {name!r} names files, so it may hold letters, digits and . _ + - only")
     if not backbone.pretrained and backbone.weights is None:
         raise UserError(f"model.models.{name} would have random weights: set its `weights`, or `pretrained: true`")
+    if backbone.new_head:
+        raise UserError(f"model.models.{name}.new_head would give it a random head: what units do for classes is lost")
     if backbone.num_classes not in (None, n_classes):
         raise UserError(f"model.models.{name} has num_classes {backbone.num_classes}, the data has {n_classes} classes")
     if backbone.pretrained and (own := _published_classes(backbone.name)) != n_classes:

@@ -26,11 +26,13 @@ class Measure:
         null: The same where there is nothing to find: of the same shape, of the null units `(M,)`, or one number `()`;
             None where labels have no part in the measure.
         how: What the null is.
+        error: How far each value may be off, of the shape of values; None where values are exact.
     """
 
     values: Tensor
     null: Tensor | None = None
     how: str = NO_LABELS
+    error: Tensor | None = None
 
     @property
     def is_of_units(self) -> bool:
@@ -39,8 +41,8 @@ class Measure:
 
     def cpu(self) -> "Measure":
         """Return the measure in the memory of the CPU, float64."""
-        null = None if self.null is None else self.null.double().cpu()
-        return replace(self, values=self.values.double().cpu(), null=null)
+        null, error = (None if part is None else part.double().cpu() for part in (self.null, self.error))
+        return replace(self, values=self.values.double().cpu(), null=null, error=error)
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,24 @@ class Measures:
         measure = self.by_name[name]
         if measure.is_of_units:
             return self._of_units(measure, layers)
-        values = measure.values[:, layers]  # (C, l)
-        classes = torch.arange(self.n_classes)[:, None].expand_as(values)
+        values, classes = self._of_classes(measure, layers)
         if measure.null is None:
             return self._mean(values, classes), None
         null = measure.null.expand_as(measure.values)[:, layers]
         return self._mean(values, classes), self._mean(torch.where(values.isnan(), torch.nan, null), classes)
+
+    def error(self, name: str, layers: Sequence[int]) -> float | None:
+        """Return how far the mean of a measure over some layers may be off, None where it is exact."""
+        measure = self.by_name[name]
+        if measure.error is None:
+            return None
+        bound = Measure(torch.where(measure.values.isnan(), torch.nan, measure.error))
+        mean = self._of_units(bound, layers)[0] if bound.is_of_units else self._mean(*self._of_classes(bound, layers))
+        return mean.value
+
+    def _of_classes(self, measure: Measure, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        values = measure.values[:, layers]  # (C, l)
+        return values, torch.arange(self.n_classes)[:, None].expand_as(values)
 
     def _of_units(self, measure: Measure, layers: Sequence[int]) -> tuple[ClassMean, ClassMean | None]:
         chosen = torch.zeros(len(self.preferred), dtype=torch.bool)

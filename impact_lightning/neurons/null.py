@@ -2,24 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from impact_lightning.data.module import ImageDataModule, Split
 from impact_lightning.metrics.label_purity import permuted_labels
 from impact_lightning.neurons.layers import Layer
-from impact_lightning.types import UserError
-
-
-def labels_of(data: ImageDataModule, split: Split) -> Tensor:
-    """Return the labels of a split by row, `(N,)`; a stream does not know them in advance, and is refused."""
-    images = data.split(split)
-    labels = getattr(images, "labels", None)
-    if labels is None:
-        raise UserError(f"data: labels of {type(images).__name__} are not known before they are read")
-    return torch.from_numpy(np.ascontiguousarray(labels, np.int64))
-
 
 MOST = 1024  # units whose nulls are measured: their mean is known to a thirtieth of their spread
 

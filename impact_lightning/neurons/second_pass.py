@@ -103,29 +103,36 @@ class SecondPass(nn.Module):
         auroc, detection, detection_null = self.auroc.compute(), self.detection.compute(), self.detection_null.compute()
         peaks, columns = self.peaks.compute(), self.columns
         variance, entropy = peaks["variance"].gather(1, columns), peaks["entropy"][columns]  # (C, M)
+        gini, half = self.gini.compute(), auroc.auroc.new_tensor(0.5)
+        has_own = torch.stack([(own >= 0).any(1) for own in self.own], 1)  # (C, L)
+        impact = torch.where(has_own, self.impact.compute(), torch.nan)
+        selectivity = self._of_own(auroc.auroc.gather(1, columns))
         measures = {
-            "ablation_impact": Measure(
-                self.impact.compute(), self.impact_null.compute(), "another class's units are ablated"
-            ),
-            "selectivity": Measure(self._of_own(auroc.auroc.gather(1, columns)), auroc.auroc.new_tensor(0.5), EXACT),
+            "ablation_impact": Measure(impact, self.impact_null.compute(), "another class's units are ablated"),
+            "selectivity": Measure(selectivity, half, EXACT, self._of_own(auroc.certificate[columns])),
             "class_variance": Measure(self._of_own(variance), self._of_own(self.variance_null.compute()), PERMUTED),
             "label_entropy": Measure(
                 self._of_own(entropy), self._of_own(self.entropy_null.compute()[columns]), PERMUTED
             ),
-            "auroc_best": Measure(best(auroc.auroc), best(self.auroc_null.compute().auroc), PERMUTED),
-            "informedness": Measure(detection.informedness, detection_null.informedness, PERMUTED),
-            "average_precision": Measure(detection.average_precision, detection_null.average_precision, PERMUTED),
+            "auroc_best": Measure(
+                best(auroc.auroc), best(self.auroc_null.compute().auroc), PERMUTED, auroc.certificate
+            ),
+            "informedness": Measure(
+                detection.informedness, detection_null.informedness, PERMUTED, detection.informedness_error
+            ),
+            "average_precision": Measure(
+                detection.average_precision, detection_null.average_precision, PERMUTED, detection.precision_error
+            ),
             "class_information": Measure(self.information.compute(), self.information_null.compute(), PERMUTED),
-            "lifetime_gini": Measure(self.gini.compute().gini),
+            "lifetime_gini": Measure(gini.gini, error=gini.error),
         }
         return Second(measures, auroc)
 
     def _of_own(self, values: Tensor) -> Tensor:
         """Return the mean over a class's own units in each layer, `(C, M) -> (C, L)`; undefined ones are left out."""
         parts = values.split([own.shape[1] for own in self.own], dim=1)
-        means = torch.stack([part.nanmean(1) for part in parts], 1)
-        has_own = torch.stack([(own >= 0).any(1) for own in self.own], 1)
-        return torch.where(has_own, means, torch.nan)
+        owned = [torch.where(own >= 0, part, torch.nan) for own, part in zip(self.own, parts, strict=True)]
+        return torch.stack([part.nanmean(1) for part in owned], 1)
 
 
 def _alike(metric: T, other: OnBins) -> T:

@@ -29,6 +29,7 @@ class Study:
     Between these, all ranks together, `draw_bins` and `choose` turn what was read into what is read next.
 
     Args:
+        name: What the model is called.
         model: The model, frozen, in evaluation mode, on its device.
         layers: The layers of the units.
         labels: Labels of the images.
@@ -45,6 +46,7 @@ class Study:
 
     def __init__(
         self,
+        name: str,
         model: VisionTransformer,
         layers: Sequence[Layer],
         labels: Labels,
@@ -52,6 +54,7 @@ class Study:
         settings: Settings,
         seed: int,
     ) -> None:
+        self.name = name
         self.model = model
         self.layers = layers
         self.labels = labels
@@ -77,11 +80,18 @@ class Study:
             [pool(layer.sizes(activations[layer.site]), how, n_prefix) for layer in self.layers], 1
         ).float()
 
+    def check(self, x: Tensor, what: str) -> None:
+        """Refuse numbers that are not finite."""
+        if not x.isfinite().all():
+            raise UserError(f"{self.name}: {what} are not finite: its weights are damaged, or precision is too low")
+
     @torch.no_grad()
     def sample(self, batch: ImageBatch) -> None:
         """Keep the activations of some images."""
-        with capture(self.model, [layer.site for layer in self.layers]) as captured:
-            self.model(batch.images)
+        with capture(self.model, [layer.site for layer in self.layers], stop=False) as captured:
+            self.check(self.model(batch.images), "logits")
+        for site, x in captured.items():
+            self.check(x, site)
         self._sample.append(self.pooled(captured, self.settings.pooling).cpu())
 
     def draw_bins(self) -> None:
@@ -155,7 +165,8 @@ class Look:
     def __call__(self, batch: ImageBatch) -> None:
         """Add a batch."""
         study = self.study
-        _, activations, gradients = self.run(batch.images, batch.labels)
+        logits, activations, gradients = self.run(batch.images, batch.labels)
+        study.check(logits, "logits")
         pooled = study.pooled(activations, study.settings.pooling)
         study.first_pass.update(activations, gradients, pooled, batch.labels, batch.row)
 
@@ -172,8 +183,7 @@ class SecondLook:
         """Add a batch."""
         study = self.study
         logits = study.model(batch.images)
-        if not logits.isfinite().all():
-            raise UserError("a model gives logits that are not finite: its weights are damaged, or precision too low")
+        study.check(logits, "logits")
         read = dict(self.captured)  # ablations run blocks again
         x, peaks = study.pooled(read, study.settings.pooling), study.pooled(read, "patch_max")
         study.second_pass.update(x, peaks, batch.labels, batch.row)

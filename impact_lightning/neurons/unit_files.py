@@ -38,15 +38,18 @@ def write_units(folder: Path, measures: Measures, class_names: Sequence[str], pr
 
 
 def unit_rows(measures: Measures, class_names: Sequence[str]) -> Iterator[list[Cell]]:
-    """Yield a heading, and a row for each unit: its class, its measures, and its best AUROC with the certificate."""
-    names = [name for name, measure in measures.by_name.items() if measure.is_of_units]
-    yield ["layer", "unit", "class", *names, "certificate"]
-    columns = torch.stack([measures.by_name[name].values for name in names] + [measures.auroc.certificate], 1)
+    """Yield a heading, and a row for each unit: its classes, its measures, and how far bins may have put them off."""
+    of_units = {name: measure for name, measure in measures.by_name.items() if measure.is_of_units}
+    errors = {f"{name}_error": measure.error for name, measure in of_units.items() if measure.error is not None}
+    yield ["layer", "unit", "preferred_class", "auroc_class", *of_units, *errors]
+    columns = torch.stack([*(measure.values for measure in of_units.values()), *errors.values()], 1)
+    best = measures.auroc.auroc.nan_to_num(-1.0).argmax(0)  # (K,) may be another class than that of the largest mean
+    best[measures.by_name["auroc_best"].values.isnan()] = -1
+    classes = [*class_names, None]  # the last one is that of -1
     for layer in measures.layers:
-        for number, (label, row) in enumerate(
-            zip(measures.preferred[layer.of_units].tolist(), columns[layer.of_units].tolist(), strict=True)
-        ):
-            yield [str(layer), number, class_names[label] if label >= 0 else None, *map(_cell, row)]
+        units = measures.preferred[layer.of_units], best[layer.of_units], columns[layer.of_units]
+        for number, (own, top, row) in enumerate(zip(*(part.tolist() for part in units), strict=True)):
+            yield [str(layer), number, classes[own], classes[top], *map(_cell, row)]
 
 
 def class_rows(measures: Measures, class_names: Sequence[str]) -> Iterator[list[Cell]]:
@@ -68,7 +71,6 @@ def _tensors(measures: Measures) -> dict[str, Tensor]:
     """Return everything by name: tables `(C, K)` in float32, measures and nulls as they are."""
     found = {
         "auroc": measures.auroc.auroc.float(),
-        "certificate": measures.auroc.certificate,
         "attribution": measures.scores,
         "preferred": measures.preferred,
         "null_units": measures.null_units,
@@ -81,6 +83,8 @@ def _tensors(measures: Measures) -> dict[str, Tensor]:
         found[f"measure/{name}"] = measure.values
         if measure.null is not None:
             found[f"null/{name}"] = measure.null
+        if measure.error is not None:
+            found[f"error/{name}"] = measure.error
     return {name: tensor.contiguous() for name, tensor in found.items()}
 
 

@@ -1,5 +1,6 @@
 """The units of models in files that a person opens: tables, figures, and a browser."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ class UnitPictures(Callback):
         if not isinstance(pl_module, LitNeurons) or not trainer.is_global_zero or is_rehearsal(trainer):
             return
         folder, names = Path(trainer.default_root_dir) / "neurons", pl_module.data.class_names
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier test, perhaps of other models
         for name, measures in pl_module.measures.items():
-            write_units(folder / name, measures, names, pl_module.protocol())
+            write_units(folder / "models" / name, measures, names, pl_module.protocol())
         _write_comparison(folder, pl_module)
         pictures = _draw(folder, pl_module)
         with atomic_write(folder / "units.html") as file:
@@ -52,7 +54,7 @@ def _draw(folder: Path, module: LitNeurons) -> list[Path]:
                 if path.name.startswith("violins"):
                     draw_violins(file, module.measures, kind)
                 else:
-                    draw_comparison(file, module.measures, kind, module.seed)
+                    draw_comparison(file, module.measures, module.findings, module.differences, kind)
             pictures.append(path)
     return pictures
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from impact_lightning.neurons.comparison_picture import comparison, draw_comparison
-from impact_lightning.neurons.findings import differences, findings
+from impact_lightning.neurons.findings import Finding, differences, findings
 from impact_lightning.neurons.layers import Kind
 from impact_lightning.neurons.look import colours
 from impact_lightning.neurons.measures import Measures
@@ -18,9 +18,20 @@ from tests.neurons.test_violins import labelled, make_measures, texts
 SEED = 3
 
 
+def found_of(measures: Mapping[str, Measures]) -> tuple[dict[str, list[Finding]], dict[str, list[Finding]]]:
+    """Return what was found of models, and their differences to the first."""
+    base, *others = measures
+    levels = {name: list(findings(one, SEED)) for name, one in measures.items()}
+    return levels, {name: list(differences(measures[name], measures[base], SEED)) for name in others}
+
+
+def everything(measures: Mapping[str, Measures]) -> tuple[Any, Any, Any]:
+    return (measures, *found_of(measures))
+
+
 def panels(measures: Mapping[str, Measures], kind: Kind = "neuron") -> dict[str, list[Any]]:
     """Return the axes by title: of levels, and beneath them of differences."""
-    figure = comparison(measures, kind, SEED)
+    figure = comparison(measures, *found_of(measures), kind)
     grid = cast(list[Any], figure.axes)
     columns = 4
     found = {}
@@ -82,7 +93,7 @@ def test_differences_are_to_the_first_model() -> None:
 
 
 def test_one_model_has_nothing_to_differ_from() -> None:
-    axes = cast(list[Any], comparison({"dense": make_measures()}, "neuron", SEED).axes)
+    axes = cast(list[Any], comparison(*everything({"dense": make_measures()}), "neuron").axes)
     assert len(axes) == 8  # 6 measures and 2 free places
     assert not any(labelled(one, "difference") for one in axes)
 
@@ -121,7 +132,7 @@ def test_a_single_block_shows_its_intervals_side_by_side() -> None:
 
 
 def test_the_small_print_says_what_bands_and_nulls_are() -> None:
-    figure = cast(Any, comparison({"dense": make_measures(), "pruned": make_measures(seed=1)}, "neuron", SEED))
+    figure = cast(Any, comparison(*everything({"dense": make_measures(), "pruned": make_measures(seed=1)}), "neuron"))
     said = " ".join(figure.get_supxlabel().split())
     assert "95 % bootstrap intervals over classes" in said
     assert "of ablation impact: another class's units are ablated" in said
@@ -132,5 +143,5 @@ def test_the_small_print_says_what_bands_and_nulls_are() -> None:
 
 def test_models_of_different_depth_are_drawn() -> None:
     file = BytesIO()
-    draw_comparison(file, {"dense": make_measures(1), "deep": make_measures(2, seed=1)}, "neuron", SEED)
+    draw_comparison(file, *everything({"dense": make_measures(1), "deep": make_measures(2, seed=1)}), "neuron")
     assert file.getvalue().startswith(b"\x89PNG\r\n\x1a\n")

@@ -48,7 +48,8 @@ def labels_of(seed: int = 0) -> Tensor:
 
 
 def study_of(model: Any, labels: Tensor, settings: Settings = SETTINGS, n_classes: int = N_CLASSES) -> Study:
-    return Study(model, find_layers(model, None, ["head", "neuron"]), Labels(labels, 0), n_classes, settings, 0)
+    layers = find_layers(model, None, ["head", "neuron"])
+    return Study("model", model, layers, Labels(labels, 0), n_classes, settings, 0)
 
 
 def batches_of(pictures: Tensor, labels: Tensor, rows: Sequence[Tensor]) -> list[ImageBatch]:

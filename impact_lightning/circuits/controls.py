@@ -1,0 +1,61 @@
+"""Controls: circuits that know nothing, and the p-values of those that were found."""
+
+import torch
+from torch import Tensor
+
+from impact_lightning.circuits.nodes import Nodes
+
+
+def random_circuits(mask: Tensor, nodes: Nodes, draws: int, *, seed: int) -> Tensor:
+    """Return circuits with as many nodes in every site as a given one, at random, `(n,) -> (draws, n)`.
+
+    Args:
+        mask: Which nodes are on.
+        nodes: The nodes.
+        draws: How many circuits.
+        seed: Seed of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.zeros(draws, nodes.n, dtype=torch.bool)
+    for site in nodes.sites:
+        k = int(mask[site.of].sum())
+        order = torch.rand(draws, site.width, generator=generator).argsort(1)[:, :k]  # (draws, k)
+        drawn[:, site.of] = torch.zeros(draws, site.width, dtype=torch.bool).scatter_(1, order, value=True)
+    return drawn
+
+
+def p_value(found: float, drawn: Tensor, *, lower_is_better: bool) -> float:
+    """Return `(1 + draws at least as good) / (1 + draws)`.
+
+    Example:
+        >>> p_value(0.5, torch.tensor([0.4, 0.6, 0.7]), lower_is_better=True)
+        0.5
+    """
+    as_good = drawn <= found if lower_is_better else drawn >= found
+    return (1 + int(as_good.sum())) / (1 + len(drawn))
+
+
+def jaccard(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Return the overlap of two circuits `(n,)`, and what it is expected to be by chance.
+
+    With shares p and q of all nodes, `pq / (p + q - pq)`.
+    """
+    both, either = int((a & b).sum()), int((a | b).sum())
+    p, q = float(a.double().mean()), float(b.double().mean())
+    chance = p * q / (p + q - p * q) if p + q else float("nan")
+    return (both / either if either else float("nan")), chance
+
+
+def faithfulness(curve: Tensor, full: Tensor, empty: Tensor) -> Tensor:
+    """Return `(m(circuit) - m(empty)) / (m(full) - m(empty))` of margins."""
+    return (curve - empty) / (full - empty)
+
+
+def areas(shares: Tensor, f: Tensor) -> tuple[float, float]:
+    """Return CPR, the area under faithfulness f by share of nodes, and CMD, that of its distance from 1 (MIB).
+
+    Example:
+        >>> areas(torch.tensor([0.001, 1.0]), torch.tensor([1.0, 1.0]))[1]
+        0.0
+    """
+    return float(torch.trapezoid(f, shares)), float(torch.trapezoid((1 - f).abs(), shares))

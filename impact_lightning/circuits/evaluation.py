@@ -1,0 +1,101 @@
+"""Evaluation: how well circuits do their tasks, and how near they stay to the whole model."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from impact_lightning.circuits.gated import gating
+from impact_lightning.circuits.means import Baseline
+from impact_lightning.circuits.nodes import Nodes
+from impact_lightning.circuits.task_images import TaskImages
+from impact_lightning.circuits.tasks import Task, judge
+
+
+class Scores(NamedTuple):
+    """How circuits did, `(R,)` float64 each but for `images`."""
+
+    loss: Tensor  # mean over images, both sides alike
+    accuracy: Tensor  # mean over sides of the share of images that are right
+    margin: Tensor  # mean over images
+    divergence: Tensor  # mean KL of the circuit's predictions from the model's, over all classes
+    agreement: Tensor  # share of images with the model's prediction
+    images: Tensor  # (R,) int64
+
+
+class Evaluation:
+    """Runs circuits of the tasks of one split.
+
+    Args:
+        model: The frozen model.
+        nodes: Its nodes.
+        tasks: The tasks.
+        images: Their images.
+        batch_size: Images of one forward.
+    """
+
+    def __init__(
+        self, model: nn.Module, nodes: Nodes, tasks: Sequence[Task], images: TaskImages, batch_size: int = 256
+    ) -> None:
+        self.model = model
+        self.nodes = nodes
+        self.tasks = tasks
+        self.images = images
+        self.batch_size = batch_size
+        self.full = self._full()
+
+    @torch.no_grad()
+    def _full(self) -> Tensor:
+        """Return the logits of the whole model for all images, `(U, C)`."""
+        places = torch.arange(len(self.images.pixels))
+        return torch.cat([self.model(self.images[part]) for part in places.split(self.batch_size)])
+
+    def whole(self) -> Scores:
+        """Return how well the whole model does each task."""
+        rows = [self._judged(task, self.full[self.images.images[task].rows]) for task in range(len(self.tasks))]
+        return _stacked(rows)
+
+    @torch.no_grad()
+    def __call__(self, masks: Tensor, tasks: Sequence[int], constants: Tensor) -> Scores:
+        """Return how well circuits do.
+
+        Args:
+            masks: Which nodes are on, `(R, n)`, from 0 to 1.
+            tasks: The task of each circuit, R of them.
+            constants: What replaces nodes that are off, `(1 or T, n)`, or `(R, 1 or T, n)`.
+        """
+        device = self.full.device
+        owner = torch.cat([torch.full((len(self.images.images[t].rows),), r) for r, t in enumerate(tasks)])  # (N,)
+        places = torch.cat([self.images.images[t].rows for t in tasks])
+        logits = []
+        with gating(self.model, self.nodes) as gated:
+            for of, at in zip(owner.split(self.batch_size), places.split(self.batch_size), strict=True):
+                replaced = constants if constants.ndim == 2 else constants[of]
+                baseline = Baseline(replaced.to(device), self.nodes)
+                logits.append(gated(self.images[at], masks[of].to(device, self.full.dtype), baseline))
+        sizes = [len(self.images.images[t].rows) for t in tasks]
+        parts = torch.cat(logits).split(sizes)
+        return _stacked([self._judged(task, part) for task, part in zip(tasks, parts, strict=True)])
+
+    def _judged(self, task: int, logits: Tensor) -> list[float]:
+        """Return the scores of a task in the order of `Scores`."""
+        places, targets = self.images.images[task]
+        targets, full = targets.to(logits.device), self.full[places.to(logits.device)]
+        judged = judge(self.tasks[task], logits, targets, full)
+        sides = [targets == side for side in targets.unique()] if self.tasks[task].readout != "kl" else [targets >= 0]
+        whole, own = full.double().log_softmax(1), logits.double().log_softmax(1)
+        return [
+            float(torch.stack([judged.loss[side].double().mean() for side in sides]).mean()),
+            float(torch.stack([judged.correct[side].double().mean() for side in sides]).mean()),
+            float(judged.margin.double().mean()),
+            float(F.kl_div(own, whole, log_target=True, reduction="none").sum(1).mean()),
+            float((logits.argmax(1) == full.argmax(1)).double().mean()),
+            float(len(targets)),
+        ]
+
+
+def _stacked(rows: list[list[float]]) -> Scores:
+    loss, accuracy, margin, divergence, agreement, n = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6).unbind(1)
+    return Scores(loss, accuracy, margin, divergence, agreement, n.long())
