@@ -104,11 +104,11 @@ class SecondPass(nn.Module):
         peaks, columns = self.peaks.compute(), self.columns
         variance, entropy = peaks["variance"].gather(1, columns), peaks["entropy"][columns]  # (C, M)
         gini, half = self.gini.compute(), auroc.auroc.new_tensor(0.5)
-        has_own = torch.stack([(own >= 0).any(1) for own in self.own], 1)  # (C, L)
-        impact = torch.where(has_own, self.impact.compute(), torch.nan)
         selectivity = self._of_own(auroc.auroc.gather(1, columns))
         measures = {
-            "ablation_impact": Measure(impact, self.impact_null.compute(), "another class's units are ablated"),
+            "ablation_impact": Measure(
+                self.impact.compute(), self.impact_null.compute(), "another class's units are ablated"
+            ),
             "selectivity": Measure(selectivity, half, EXACT, self._of_own(auroc.certificate[columns])),
             "class_variance": Measure(self._of_own(variance), self._of_own(self.variance_null.compute()), PERMUTED),
             "label_entropy": Measure(

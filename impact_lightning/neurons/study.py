@@ -199,10 +199,14 @@ class SecondLook:
         """Ablate the own units of each image's class, and as a null those of another class."""
         study, second = self.study, self.study.second_pass
         means, other = study.first.attributions.means, study.other.to(labels.device)[labels]
-        with_own, with_other = [], []
+        with_own: list[Tensor] = []
+        with_other: list[Tensor] = []
         for layer, own in zip(study.layers, second.own, strict=True):
             stream, mean = streams[f"blocks.{layer.block}.resid_pre"][chosen], means[layer.of_channels]
-            with_own.append(ablated_logits(study.model, layer, stream, own[labels], mean))
-            with_other.append(ablated_logits(study.model, layer, stream, own[other], mean))
+            for logits, units in ((with_own, own[labels]), (with_other, own[other])):
+                is_nothing = (units < 0).all(1, keepdim=True)  # without units there is no impact to speak of
+                logits.append(
+                    ablated_logits(study.model, layer, stream, units, mean).masked_fill(is_nothing, torch.nan)
+                )
         second.impact.update(clean, with_own, labels)
         second.impact_null.update(clean, with_other, labels)

@@ -183,8 +183,8 @@ def own_units(study: Study, scores: Array) -> list[list[list[int]]]:
         own = []
         sizes = -scores if study.support else np.abs(scores)
         for row in sizes[:, start : start + site.n].tolist():
-            order = sorted(range(site.n), key=lambda unit: (-row[unit], unit))
-            own.append([] if np.isnan(row).all() else order[: study.top[site.kind]])
+            order = sorted((unit for unit in range(site.n) if row[unit] > 0), key=lambda unit: (-row[unit], unit))
+            own.append(order[: study.top[site.kind]])
         found.append(own)
         start += site.n
     return found
@@ -196,10 +196,12 @@ def impacts(study: Study, own: list[list[list[int]]], whose: Array) -> Array:
     stored = activations(study)
     for c in range(study.n_classes):
         rows = np.flatnonzero(study.labels == c)[: study.impact_images].tolist()
-        if not rows or not own[0][whose[c]]:
+        if not rows:
             continue
         clean = logits_of(study, rows, [])
         for number, site in enumerate(sites(study.model)):
+            if not own[number][whose[c]]:
+                continue
             means = torch.from_numpy(stored[number].mean((0, 1)))
             edits = [(site, moved(site.channels(unit), means, torch.tensor(1.0))) for unit in own[number][whose[c]]]
             ablated = logits_of(study, rows, edits)
