@@ -107,3 +107,10 @@ def test_plots() -> None:
     metric.plot(ax=axes)
     assert axes.has_data()
     plt.close(figure)
+
+
+def test_f_is_exact_where_its_degrees_of_freedom_have_no_short_ratio() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3000, 1, generator=generator), torch.randint(7, (3000,), generator=generator)
+    expected, _ = f_classif(x.double().numpy(), y.numpy())
+    assert measured([(x, y)], n_classes=7).f.reshape(1).numpy() == pytest.approx(expected, rel=1e-12)
