@@ -162,12 +162,14 @@ ON_CPU = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precisi
 
 def what_a_recipe_leaves_open(recipe: str, pictures: Path) -> list[str]:
     text = (ROOT / recipe).read_text()
-    if "LitSAE" in text:
+    if "LitSAE" in text or "LitCircuit" in text:
         return [f"--data.data.root={pictures}"] if "ImageData" in text else []
     return [f"--data.root={pictures}"] if "ImageData" in text else []
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "sae" not in recipe and "neurons" not in recipe])
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in RECIPES if not any(word in recipe for word in ("sae", "neurons", "circuits"))]
+)
 def test_every_recipe_of_a_classifier_runs(
     recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +228,28 @@ def test_every_recipe_of_units_runs(
         ]
     )
     assert "auroc_best" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "run" / "neurons").iterdir()} >= {"units.html", "comparison.md", *models}
+    folder = tmp_path / "run" / "neurons"
+    assert {path.name for path in folder.iterdir()} >= {"units.html", "comparison.md", "models"}
+    assert {path.name for path in (folder / "models").iterdir()} == {*models}
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "circuits" in recipe])
+def test_every_recipe_of_circuits_runs(
+    recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Backbone("vit_tiny_patch16_224", model_args=yaml.safe_load(SMALL), num_classes=2).build()
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    words = [
+        *(f"--config={ROOT / recipe}", f"--dir={tmp_path / 'run'}", *ON_CPU, "--trainer.enable_progress_bar=false"),
+        *(f"--model.backbone.weights={tmp_path / 'small.safetensors'}", f"--model.backbone.model_args={SMALL}"),
+        *("--model.batch=4", "--model.mean_images=4", "--model.random_circuits=2", "--trainer.max_steps=2"),
+        *("--data.train_images=2", "--data.select_images=2", "--data.report_images=2", "--data.nonsense=false"),
+        *what_a_recipe_leaves_open(recipe, pictures),
+    ]
+    main(["fit", *words])
+    main(["test", *words, "--ckpt_path=last"])
+    assert "verdict" in capsys.readouterr().out
+    assert {record.measure for record in read_results(tmp_path / "run" / "results.json")} >= {"nodes", "p_necessary"}
 
 
 @pytest.mark.parametrize("recipe", PRUNINGS)

@@ -7,11 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from impact_lightning.circuits.compact import compact
+from impact_lightning.circuits.fold import Folder
 from impact_lightning.circuits.gated import gating
 from impact_lightning.circuits.means import Baseline
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.circuits.task_images import TaskImages
 from impact_lightning.circuits.tasks import Task, judge
+
+COMPACT = 0.7  # share of nodes below which cutting a circuit out pays
 
 
 class Scores(NamedTuple):
@@ -44,6 +48,7 @@ class Evaluation:
         self.tasks = tasks
         self.images = images
         self.batch_size = batch_size
+        self.folder = Folder(model, nodes)
         self.full = self._full()
 
     @torch.no_grad()
@@ -57,27 +62,32 @@ class Evaluation:
         rows = [self._judged(task, self.full[self.images.images[task].rows]) for task in range(len(self.tasks))]
         return _stacked(rows)
 
-    @torch.no_grad()
     def __call__(self, masks: Tensor, tasks: Sequence[int], constants: Tensor) -> Scores:
         """Return how well circuits do.
 
         Args:
-            masks: Which nodes are on, `(R, n)`, from 0 to 1.
+            masks: Which nodes are on, bool `(R, n)`.
             tasks: The task of each circuit, R of them.
-            constants: What replaces nodes that are off, `(1 or T, n)`, or `(R, 1 or T, n)`.
+            constants: What replaces nodes that are off, `(1 or T, n)`.
         """
-        device = self.full.device
-        owner = torch.cat([torch.full((len(self.images.images[t].rows),), r) for r, t in enumerate(tasks)])  # (N,)
-        places = torch.cat([self.images.images[t].rows for t in tasks])
-        logits = []
+        rows = [
+            self._judged(task, self._logits(mask, task, constants)) for mask, task in zip(masks, tasks, strict=True)
+        ]
+        return _stacked(rows)
+
+    @torch.no_grad()
+    def _logits(self, mask: Tensor, task: int, constants: Tensor) -> Tensor:
+        """Return the logits of a circuit for all images of its task, `(N, C)`."""
+        parts = self.images.images[task].rows.split(self.batch_size)
+        if len(constants) == 1:  # the same on all tokens: the circuit is a model of its own, the smaller the faster
+            if float(mask.double().mean()) < COMPACT:
+                circuit, _ = compact(self.model, self.nodes, mask, constants[0])
+            else:
+                circuit = self.folder.load(mask, constants[0])
+            return torch.cat([circuit(self.images[part]) for part in parts])
         with gating(self.model, self.nodes) as gated:
-            for of, at in zip(owner.split(self.batch_size), places.split(self.batch_size), strict=True):
-                replaced = constants if constants.ndim == 2 else constants[of]
-                baseline = Baseline(replaced.to(device), self.nodes)
-                logits.append(gated(self.images[at], masks[of].to(device, self.full.dtype), baseline))
-        sizes = [len(self.images.images[t].rows) for t in tasks]
-        parts = torch.cat(logits).split(sizes)
-        return _stacked([self._judged(task, part) for task, part in zip(tasks, parts, strict=True)])
+            baseline, on = Baseline(constants.to(self.full), self.nodes), mask.to(self.full)
+            return torch.cat([gated(self.images[part], on.expand(len(part), -1), baseline) for part in parts])
 
     def _judged(self, task: int, logits: Tensor) -> list[float]:
         """Return the scores of a task in the order of `Scores`."""

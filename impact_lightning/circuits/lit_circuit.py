@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich.table import Table
 from torch import Tensor
 
 from impact_lightning.activations.image_reader import ImageReader
 from impact_lightning.backbones import Backbone, fingerprint
 from impact_lightning.backbones.image_size import check_image_size
+from impact_lightning.circuits.circuit_findings import Circuits, circuit_findings, circuit_table
 from impact_lightning.circuits.evaluation import Evaluation
 from impact_lightning.circuits.gate import Heaviside
 from impact_lightning.circuits.gated import Gated, gating
@@ -27,9 +29,10 @@ from impact_lightning.circuits.size import Prices, Target
 from impact_lightning.circuits.task_data import TaskData
 from impact_lightning.circuits.task_images import steps
 from impact_lightning.circuits.tasks import judge
+from impact_lightning.circuits.validation import Validator
 from impact_lightning.data.module import normalise
 from impact_lightning.ranks import all_sum, rank_and_world
-from impact_lightning.results import Record
+from impact_lightning.results import Constant, Null, Record
 from impact_lightning.steps import total_steps
 from impact_lightning.types import UserError
 
@@ -54,9 +57,11 @@ class LitCircuit(LightningModule):
         temperature: Of the straight-through gradient.
         batch: Images of each circuit in a step, over all ranks.
         mean_images: Training images that means are taken over.
+        random_circuits: Random circuits that each one is compared with.
     """
 
     unit = "steps"
+    is_random = True  # without a checkpoint there are no circuits to test
 
     def __init__(
         self,
@@ -74,6 +79,7 @@ class LitCircuit(LightningModule):
         temperature: float = 1.0,
         batch: int = 16,
         mean_images: int = 2000,
+        random_circuits: int = 20,
     ) -> None:
         super().__init__()
         if backbone.weights is None and not backbone.pretrained:
@@ -96,11 +102,13 @@ class LitCircuit(LightningModule):
         self.temperature = temperature
         self.batch = batch
         self.mean_images = mean_images
+        self.random_circuits = random_circuits
         self.model = replace(backbone, num_classes=n_classes).build().eval().requires_grad_(False)
         self.nodes = Nodes(self.model, granularity=granularity, tie_qk=tie_qk)
         self.weights = fingerprint(self.model)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.records: list[Record] = []
+        self.circuits: Circuits  # after a test
         self._gates = ExitStack()
 
     # ------------------------------------------------------------------------------------------------- building
@@ -168,7 +176,8 @@ class LitCircuit(LightningModule):
         self.constants = self.means().constants(self.ablation).to(self.device)
         select = Evaluation(self.model, self.nodes, self.data.tasks, self.data.images["select"].to(self.device))
         n_tasks = len(self.data.tasks)
-        empty = select(torch.zeros(n_tasks, self.nodes.n), range(n_tasks), self.constants)
+        nothing = torch.zeros(n_tasks, self.nodes.n, dtype=torch.bool)
+        empty = select(nothing, range(n_tasks), self.constants)
         self.full_loss = select.whole().loss[self.tasks].to(self.device)
         self.targets = self.target.of(self.full_loss, empty.loss[self.tasks].to(self.device))
         self.images = self.data.images["train"].to(self.device)
@@ -234,6 +243,81 @@ class LitCircuit(LightningModule):
         total = total_steps(self.trainer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -------------------------------------------------------------------------------------------------- testing
+
+    def on_test_start(self) -> None:
+        """Read the constants, outside of the pass that Lightning counts."""
+        self.constants = self.means().constants(self.ablation).to(self.device)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Choose the size of every circuit, validate it, and record what it is."""
+        data = self.data
+        select, report = (
+            Evaluation(self.model, self.nodes, data.tasks, data.images[name].to(self.device))
+            for name in ("select", "report")
+        )
+        validator = Validator(
+            self.model, self.nodes, self.constants, select, report, draws=self.random_circuits, seed=self.seed
+        )
+        scores, gradients = self.thresholds.detach().cpu(), self._attribution().cpu()
+        validated = validator(scores, gradients, self.tasks, self.target)
+        counts, live = validator.counts(torch.stack([one.mask for one in validated]))
+        named = [data.names[task] for task in self.tasks]
+        nonsense = [data.tasks[task].nonsense for task in self.tasks]
+        self.circuits = Circuits(named, self.mask_seeds, nonsense, validated, counts, live)
+
+    def on_test_epoch_end(self) -> None:
+        """Turn what was found into records."""
+        if rank_and_world()[0] == 0:
+            self.records = [self._record(*found) for found in circuit_findings(self.circuits)]
+
+    def _attribution(self) -> Tensor:
+        """Return by how much the loss of each circuit's task moves when a switch is turned off, to first order."""
+        images, n = self.data.images["train"].to(self.device), 64
+        found = []
+        with torch.inference_mode(mode=False), torch.enable_grad(), gating(self.model, self.nodes) as gated:
+            baseline = Baseline(self.constants.clone(), self.nodes)
+            for task, drawn in zip(self.data.tasks, images.images, strict=True):
+                at = torch.randperm(len(drawn.rows), generator=torch.Generator().manual_seed(0))[:n]
+                switches = torch.ones(1, self.nodes.n_switches, device=self.device, requires_grad=True)
+                pixels = images[drawn.rows[at]].clone()
+                logits = gated(pixels, self.nodes.expand(switches).expand(len(at), -1), baseline)
+                loss = judge(task, logits, drawn.targets[at].to(self.device), self.model(pixels)).loss.mean()
+                found.append(torch.autograd.grad(loss, switches)[0][0].abs())
+        return torch.stack([found[task] for task in self.tasks])
+
+    def _record(self, measure: str, value: float, of: str, n: int, null: Null | None, notes: tuple[str, ...]) -> Record:
+        return Record(
+            measure=measure,
+            version=1,
+            value=value,
+            n=n,
+            seed=self.seed,
+            protocol=self.protocol(),
+            weights=self.weights,
+            data=self.data.fingerprint("report"),
+            null=null,
+            of=of,
+            notes=notes,
+        )
+
+    def protocol(self) -> dict[str, Constant]:
+        """Return the constants under which circuits were found and judged."""
+        return {
+            **self.data.protocol(),
+            "nodes": str(self.nodes),
+            "ablation": self.ablation,
+            "mean_images": self.mean_images,
+            "target": asdict(self.target),
+            "penalty": self.penalty,
+            "random_circuits": self.random_circuits,
+            "precision": str(self.trainer.precision),
+        }
+
+    def tables(self) -> list[Table]:
+        """Return what a terminal shows: a row for each circuit."""
+        return [circuit_table(self.circuits)]
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 
