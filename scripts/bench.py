@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from bench_activations import extract_speed, shards
+from bench_circuits import circuit
 from bench_images import images
 from bench_neurons import selectivity
 from bench_sae import sae, together
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[..., Mapping[str, Any] | Sequence[Mapping[str, An
     "sae": sae,
     "together": together,
     "selectivity": selectivity,
+    "circuit": circuit,
     "wanda": wanda,
     "sparse-train": sparse_train,
 }

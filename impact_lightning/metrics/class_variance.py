@@ -10,6 +10,21 @@ from impact_lightning.metrics.ratio import ratio
 SMALLEST_MEAN = 1e-3  # of a unit's standard deviation over all images: a smaller mean is no scale to measure by
 
 
+def relative_deviation(sums: Tensor, squares: Tensor, n: Tensor, spread: Tensor) -> Tensor:
+    """Return standard deviation over mean, of a shape that all broadcast to; nan where a mean is no scale.
+
+    Args:
+        sums: Sums of activations over the images of a class.
+        squares: Sums of their squares.
+        n: Images of the class.
+        spread: Standard deviation of the unit over all images.
+    """
+    means = ratio(sums, n)
+    is_defined = (spread > 0) & (means.abs() >= SMALLEST_MEAN * spread) & (n > 1)
+    deviation = variances(sums, squares, n, squares).sqrt_()
+    return torch.where(is_defined, ratio(deviation, means), torch.nan)
+
+
 class ClassVariance(ClassSums):
     """Standard deviation over mean of each unit over the images of each class, IMPACT's Class Variance.
 
@@ -37,11 +52,7 @@ class ClassVariance(ClassSums):
         total, table = self.squares.sum(0), torch.empty_like(self.sums)
         spread = variances(self.sums.sum(0), total, self.counts.sum(), total).sqrt()  # (K,)
         for rows in blocks(table):
-            sums, squares, n = self.sums[rows], self.squares[rows], self.counts[rows, None]
-            means = ratio(sums, n)
-            is_defined = (spread > 0) & (means.abs() >= SMALLEST_MEAN * spread) & (n > 1)
-            deviation = variances(sums, squares, n, squares).sqrt_()
-            table[rows] = torch.where(is_defined, ratio(deviation, means), torch.nan)
+            table[rows] = relative_deviation(self.sums[rows], self.squares[rows], self.counts[rows, None], spread)
         return table
 
     def plot(self, val: Tensor | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:

@@ -5,8 +5,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from impact_lightning.metrics.class_sums import variances
-from impact_lightning.metrics.class_variance import SMALLEST_MEAN
-from impact_lightning.metrics.ratio import ratio
+from impact_lightning.metrics.class_variance import relative_deviation
 
 
 class OwnVariance(Metric):
@@ -55,8 +54,4 @@ class OwnVariance(Metric):
     def compute(self) -> Tensor:
         """Return standard deviation over mean `(C, M)`; nan where `ClassVariance` is."""
         total = variances(self.all_sums, self.all_squares, self.counts.sum(), self.all_squares)  # (K,)
-        spread, n = total.sqrt()[self.columns], self.counts[:, None]
-        means = ratio(self.sums, n)
-        is_defined = (spread > 0) & (means.abs() >= SMALLEST_MEAN * spread) & (n > 1)
-        deviation = variances(self.sums, self.squares, n, self.squares).sqrt()
-        return torch.where(is_defined, ratio(deviation, means), torch.nan)
+        return relative_deviation(self.sums, self.squares, self.counts[:, None], total.sqrt()[self.columns])
