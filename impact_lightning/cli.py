@@ -47,6 +47,7 @@ from impact_lightning.sparsity.keep_masks import KeepMasks
 from impact_lightning.sparsity.prune import prune
 from impact_lightning.sparsity.weight_sparse import WeightSparse as WeightSparse
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
+from impact_lightning.training.circuit_files import CircuitFiles
 from impact_lightning.training.feature_pictures import FeaturePictures
 from impact_lightning.training.predictions import PredictionWriter
 from impact_lightning.training.progress import Progress
@@ -152,7 +153,7 @@ class CLI(LightningCLI):
             raise UserError("trainer.log_every_n_steps must be at least 1; trainer.logger: false logs nothing")
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         ours = [StepSeed(self._get(self.config, "seed_everything")), Throughput(), ResultsWriter(), PredictionWriter()]
-        ours += [KeepMasks(), FeaturePictures(), UnitPictures()]
+        ours += [KeepMasks(), FeaturePictures(), UnitPictures(), CircuitFiles()]
         if config.get("enable_progress_bar") is not False:
             ours.append(Progress())
         config["callbacks"] = [*_as_list(config.get("callbacks")), *ours]

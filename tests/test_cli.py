@@ -249,6 +249,7 @@ def test_every_recipe_of_circuits_runs(
     main(["fit", *words])
     main(["test", *words, "--ckpt_path=last"])
     assert "verdict" in capsys.readouterr().out
+    assert (tmp_path / "run" / "circuits" / "masks.safetensors").exists()
     assert {record.measure for record in read_results(tmp_path / "run" / "results.json")} >= {"nodes", "p_necessary"}
 
 
