@@ -21,8 +21,8 @@ from impact_lightning.backbones import Backbone, fingerprint
 from impact_lightning.backbones.image_size import check_image_size
 from impact_lightning.circuits.circuit_findings import Circuits, circuit_findings, circuit_table
 from impact_lightning.circuits.evaluation import Evaluation
-from impact_lightning.circuits.gate import Heaviside
 from impact_lightning.circuits.gated import Gated, gating
+from impact_lightning.circuits.masks import START, MaskKind, noise, relaxed
 from impact_lightning.circuits.means import Ablation, Baseline, Means, Origin, measure_means, read_means
 from impact_lightning.circuits.nodes import Granularity, Nodes
 from impact_lightning.circuits.size import Prices, Target
@@ -36,7 +36,7 @@ from impact_lightning.results import Constant, Null, Record
 from impact_lightning.steps import total_steps
 from impact_lightning.types import UserError
 
-START, SPREAD = 0.1, 0.01  # of thresholds: every node starts on
+SPREAD = 0.01  # of thresholds at the start
 
 
 class LitCircuit(LightningModule):
@@ -54,7 +54,8 @@ class LitCircuit(LightningModule):
         lr: Learning rate of AdamW at the start; it falls to 0.
         betas: Decay rates of AdamW's moments.
         weight_decay: Of thresholds, towards 0.
-        temperature: Of the straight-through gradient.
+        mask: Kind of the masks while they are learnt.
+        temperature: Of the straight-through gradient, or of a sigmoid mask at the start.
         batch: Images of each circuit in a step, over all ranks.
         mean_images: Training images that means are taken over.
         random_circuits: Random circuits that each one is compared with.
@@ -76,6 +77,7 @@ class LitCircuit(LightningModule):
         lr: float = 3e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 1e-3,
+        mask: MaskKind = "heaviside",
         temperature: float = 1.0,
         batch: int = 16,
         mean_images: int = 2000,
@@ -99,6 +101,7 @@ class LitCircuit(LightningModule):
         self.target = target or Target()
         self.penalty = penalty
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+        self.mask: MaskKind = mask
         self.temperature = temperature
         self.batch = batch
         self.mean_images = mean_images
@@ -131,12 +134,8 @@ class LitCircuit(LightningModule):
                 torch.randn(self.nodes.n_switches, generator=torch.Generator().manual_seed(seed))
                 for seed in self.mask_seeds
             ]
-            self.thresholds = torch.nn.Parameter(START + SPREAD * torch.stack(drawn))  # (P, n_switches)
+            self.thresholds = torch.nn.Parameter(START[self.mask] + SPREAD * torch.stack(drawn))  # (P, n_switches)
             self.prices = Prices(len(self.tasks), self.penalty)
-
-    def masks(self) -> Tensor:
-        """Return which nodes are on in each circuit, `(P, n)` float32, with the straight-through gradient."""
-        return self.nodes.expand(Heaviside.apply(self.thresholds, self.temperature))
 
     def means(self) -> Means:
         """Return the means of all nodes over general images; made once, and kept in the run's folder."""
@@ -195,7 +194,10 @@ class LitCircuit(LightningModule):
         """Return the losses and the prices of all circuits, added up: none has part in the gradient of another."""
         rank, world = rank_and_world()
         places, targets = (part[:, rank::world].to(self.device) for part in next(self.steps))  # (P, b)
-        masks = self.masks()
+        progress = self.global_step / total_steps(self.trainer)
+        uniform = noise(self.mask_seeds, self.nodes.n_switches, self.global_step).to(self.device)
+        switches, sizes = relaxed(self.thresholds, self.mask, self.temperature, progress, uniform)
+        masks = self.nodes.expand(switches)  # (P, n)
         of = torch.arange(len(masks), device=self.device).repeat_interleave(places.shape[1])  # (P b,)
         images = self.images[places.flatten()]
         logits = self.gated(images, masks[of], self.baseline).view(*places.shape, -1)  # (P, b, C)
@@ -203,7 +205,7 @@ class LitCircuit(LightningModule):
         if not losses.isfinite().all():
             raise UserError(f"the loss of a circuit is not finite at step {self.global_step}: lower model.lr")
         self._losses_now = all_sum(losses.detach()) / world
-        return (losses + self.prices().to(losses.dtype) * masks.sum(1)).sum()
+        return (losses + self.prices().to(losses.dtype) * sizes.sum(1)).sum()
 
     @torch.no_grad()
     def _whole(self, images: Tensor) -> Tensor:
@@ -227,8 +229,9 @@ class LitCircuit(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep thresholds where the straight-through gradient lives, and move prices."""
-        with torch.no_grad():
-            self.thresholds.clamp_(-1.0, 1.0)
+        if self.mask == "heaviside":
+            with torch.no_grad():
+                self.thresholds.clamp_(-1.0, 1.0)
         progress = self.global_step / total_steps(self.trainer)
         self.prices.move(self._losses_now, self.targets, self.full_loss, progress=progress)
         trainer: Any = self.trainer
@@ -309,6 +312,7 @@ class LitCircuit(LightningModule):
             "nodes": str(self.nodes),
             "ablation": self.ablation,
             "mean_images": self.mean_images,
+            "mask": self.mask,
             "target": asdict(self.target),
             "penalty": self.penalty,
             "random_circuits": self.random_circuits,
