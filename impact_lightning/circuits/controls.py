@@ -1,7 +1,7 @@
 """Controls: circuits that know nothing, and the p-values of those that were found."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from impact_lightning.circuits.nodes import Nodes
 
@@ -22,6 +22,18 @@ def random_circuits(mask: Tensor, nodes: Nodes, draws: int, *, seed: int) -> Ten
         order = torch.rand(draws, site.width, generator=generator).argsort(1)[:, :k]  # (draws, k)
         drawn[:, site.of] = torch.zeros(draws, site.width, dtype=torch.bool).scatter_(1, order, value=True)
     return drawn
+
+
+@torch.no_grad()
+def permute_weights(model: nn.Module, seed: int) -> None:
+    """Permute the nonzero entries of each weight matrix of a model among themselves: as sparse, and without meaning."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            weight = layer.weight.flatten()
+            at = weight.nonzero().flatten().cpu()
+            weight[at] = weight[at[torch.randperm(len(at), generator=generator)]]
+            layer.weight.copy_(weight.view_as(layer.weight))
 
 
 def p_value(found: float, drawn: Tensor, *, lower_is_better: bool) -> float:

@@ -20,6 +20,7 @@ from impact_lightning.activations.image_reader import ImageReader
 from impact_lightning.backbones import Backbone, fingerprint
 from impact_lightning.backbones.image_size import check_image_size
 from impact_lightning.circuits.circuit_findings import Circuits, circuit_findings, circuit_table
+from impact_lightning.circuits.controls import permute_weights
 from impact_lightning.circuits.evaluation import Evaluation
 from impact_lightning.circuits.gated import Gated, gating
 from impact_lightning.circuits.masks import START, MaskKind, noise, relaxed
@@ -59,6 +60,7 @@ class LitCircuit(LightningModule):
         batch: Images of each circuit in a step, over all ranks.
         mean_images: Training images that means are taken over.
         random_circuits: Random circuits that each one is compared with.
+        permuted_weights: A control: the weights of each layer are permuted, so that masks alone must do the task.
     """
 
     unit = "steps"
@@ -82,6 +84,7 @@ class LitCircuit(LightningModule):
         batch: int = 16,
         mean_images: int = 2000,
         random_circuits: int = 20,
+        permuted_weights: bool = False,
     ) -> None:
         super().__init__()
         if backbone.weights is None and not backbone.pretrained:
@@ -107,9 +110,12 @@ class LitCircuit(LightningModule):
         self.mean_images = mean_images
         self.random_circuits = random_circuits
         self.model = replace(backbone, num_classes=n_classes).build().eval().requires_grad_(False)
+        self.permuted_weights = permuted_weights
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        if permuted_weights:
+            permute_weights(self.model, self.seed)
         self.nodes = Nodes(self.model, granularity=granularity, tie_qk=tie_qk)
         self.weights = fingerprint(self.model)
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.records: list[Record] = []
         self.circuits: Circuits  # after a test
         self._gates = ExitStack()
@@ -316,6 +322,7 @@ class LitCircuit(LightningModule):
             "target": asdict(self.target),
             "penalty": self.penalty,
             "random_circuits": self.random_circuits,
+            "permuted_weights": self.permuted_weights,
             "precision": str(self.trainer.precision),
         }
 
