@@ -517,6 +517,7 @@ def test_taps_reach_into_compiled_models(compile_: Callable[[VisionTransformer, 
 
 
 @pytest.mark.slow
+@pytest.mark.threads
 # the compiler pickles a cache key, and pickle asks every loaded module for a name, deprecated ones of jsonargparse too
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 @pytest.mark.parametrize("compile_", COMPILE)
