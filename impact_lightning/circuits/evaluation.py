@@ -1,6 +1,7 @@
 """Evaluation: how well circuits do their tasks, and how near they stay to the whole model."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from impact_lightning.circuits.means import Baseline
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.circuits.task_images import TaskImages
 from impact_lightning.circuits.tasks import Task, judge
+from impact_lightning.types import UserError
 
 COMPACT = 0.7  # share of nodes below which cutting a circuit out pays
 
@@ -48,7 +50,9 @@ class Evaluation:
         self.tasks = tasks
         self.images = images
         self.batch_size = batch_size
-        self.folder = Folder(model, nodes)
+        self.folder: Folder | None = None
+        with suppress(UserError):  # what cannot be folded runs through gates
+            self.folder = Folder(model, nodes)
         self.full = self._full()
 
     @torch.no_grad()
@@ -79,7 +83,9 @@ class Evaluation:
     def _logits(self, mask: Tensor, task: int, constants: Tensor) -> Tensor:
         """Return the logits of a circuit for all images of its task, `(N, C)`."""
         parts = self.images.images[task].rows.split(self.batch_size)
-        if len(constants) == 1:  # the same on all tokens: the circuit is a model of its own, the smaller the faster
+        if (
+            len(constants) == 1 and self.folder is not None
+        ):  # the same on all tokens: the circuit is a model of its own, the smaller the faster
             if float(mask.double().mean()) < COMPACT:
                 circuit, _ = compact(self.model, self.nodes, mask, constants[0])
             else:

@@ -1,5 +1,6 @@
 """LitCircuit: learns which nodes of a frozen vision transformer are enough for each of many tasks."""
 
+import hashlib
 import json
 import math
 import os
@@ -91,7 +92,10 @@ class LitCircuit(LightningModule):
             raise UserError("model.backbone would have random weights: set backbone.weights or backbone.pretrained")
         for name, value, fits in (
             ("lr", lr, 0 < lr < math.inf),
+            ("weight_decay", weight_decay, 0 <= weight_decay < math.inf),
             ("temperature", temperature, temperature > 0),
+            ("seeds", seeds, seeds is None or (len(seeds) > 0 and min(seeds) >= 0)),
+            ("random_circuits", random_circuits, random_circuits >= 1),
             ("batch", batch, batch >= 2),
             ("mean_images", mean_images, mean_images >= 1),
         ):
@@ -151,7 +155,7 @@ class LitCircuit(LightningModule):
         origin = Origin(
             weights=self.weights,
             nodes=str(self.nodes),
-            data=data.fingerprint("train"),
+            data=f"{data.fingerprint('train')}, rows {hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:8]}",
             transform=json.dumps(data.data.protocol(), sort_keys=True),
             images=len(rows),
             precision=str(self.trainer.precision),
@@ -176,7 +180,7 @@ class LitCircuit(LightningModule):
 
     # ------------------------------------------------------------------------------------------------- training
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Measure constants, what the whole model and the empty circuit lose on each task, and open the gates."""
         self.constants = self.means().constants(self.ablation).to(self.device)
         select = Evaluation(self.model, self.nodes, self.data.tasks, self.data.images["select"].to(self.device))
@@ -187,10 +191,14 @@ class LitCircuit(LightningModule):
         self.targets = self.target.of(self.full_loss, empty.loss[self.tasks].to(self.device))
         self.images = self.data.images["train"].to(self.device)
         of_circuits = [self.images.images[task] for task in self.tasks]
-        self.steps = steps(of_circuits, self.batch, self.mask_seeds, start=self.global_step)
+        self.steps = steps(of_circuits, self.batch, self.mask_seeds, start=self._start())
         self.baseline = Baseline(self.constants, self.nodes)
         self._gates = ExitStack()
         self.gated: Gated = self._gates.enter_context(gating(self.model, self.nodes))
+
+    def _start(self) -> int:
+        """Return how many batches were learnt from before: Lightning knows it only now, not when a fit starts."""
+        return int(self.global_step) * int(self.trainer.accumulate_grad_batches)
 
     def teardown(self, stage: str) -> None:
         """Take the gates out, also after an error."""
@@ -201,13 +209,16 @@ class LitCircuit(LightningModule):
         rank, world = rank_and_world()
         places, targets = (part[:, rank::world].to(self.device) for part in next(self.steps))  # (P, b)
         progress = self.global_step / total_steps(self.trainer)
-        uniform = noise(self.mask_seeds, self.nodes.n_switches, self.global_step).to(self.device)
+        uniform = None
+        if self.mask == "hard_concrete":
+            uniform = noise(self.mask_seeds, self.nodes.n_switches, self.global_step).to(self.device)
         switches, sizes = relaxed(self.thresholds, self.mask, self.temperature, progress, uniform)
         masks = self.nodes.expand(switches)  # (P, n)
         of = torch.arange(len(masks), device=self.device).repeat_interleave(places.shape[1])  # (P b,)
         images = self.images[places.flatten()]
         logits = self.gated(images, masks[of], self.baseline).view(*places.shape, -1)  # (P, b, C)
-        losses = self._losses(logits, targets, self._whole(images).view_as(logits))
+        # ranks may have unlike shares of an odd step, and their gradients are averaged: not the mean of each
+        losses = self._losses(logits, targets, self._whole(images).view_as(logits)) * (world / self.batch)
         if not losses.isfinite().all():
             raise UserError(f"the loss of a circuit is not finite at step {self.global_step}: lower model.lr")
         self._losses_now = all_sum(losses.detach()) / world
@@ -222,10 +233,10 @@ class LitCircuit(LightningModule):
         return logits
 
     def _losses(self, logits: Tensor, targets: Tensor, full: Tensor) -> Tensor:
-        """Return the mean loss of each circuit `(P,)` from logits `(P, b, C)`."""
+        """Return the sum of the losses of each circuit `(P,)` from logits `(P, b, C)`."""
         tasks = [self.data.tasks[task] for task in self.tasks]
         parts = zip(tasks, logits, targets, full, strict=True)
-        return torch.stack([judge(task, *part).loss.mean() for task, *part in parts])
+        return torch.stack([judge(task, *part).loss.sum() for task, *part in parts])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the root mean square of each circuit's gradient at 1."""
@@ -321,6 +332,7 @@ class LitCircuit(LightningModule):
             "mask": self.mask,
             "target": asdict(self.target),
             "penalty": self.penalty,
+            **{name: getattr(self, name) for name in ("batch", "lr", "betas", "weight_decay", "temperature")},
             "random_circuits": self.random_circuits,
             "permuted_weights": self.permuted_weights,
             "precision": str(self.trainer.precision),
@@ -356,4 +368,5 @@ class LitCircuit(LightningModule):
             "tasks": [[t.readout, list(t.classes), t.nonsense] for t in self.data.tasks],
             "seeds": self.seeds,
             "ablation": self.ablation,
+            "images": f"{self.data.sizes}, seed {self.data.seed}, of {self.data.fingerprint('train')}",
         }

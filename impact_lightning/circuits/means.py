@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from impact_lightning.backbones import capture
 from impact_lightning.circuits.nodes import Nodes, NodeSite
 from impact_lightning.files import atomic_write
-from impact_lightning.ranks import all_sum
+from impact_lightning.ranks import all_sum, all_union
 from impact_lightning.types import UserError
 
 Ablation = Literal["mean", "mean_prefix_patch", "mean_position", "zero"]
@@ -81,7 +81,7 @@ class Means:
 
     def write(self, path: Path) -> None:
         """Write a file, whole or not at all."""
-        about = {**asdict(self.origin), "n_prefix": self.n_prefix}
+        about = {**asdict(self.origin), "n_prefix": self.n_prefix, "read": self.images}
         with atomic_write(path) as file:
             file.write(save({"sums": self.sums, "squares": self.squares}, metadata={"means": json.dumps(about)}))
 
@@ -92,16 +92,16 @@ def read_means(path: Path, origin: Origin) -> Means:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["means"])
             sums, squares = file.get_tensor("sums"), file.get_tensor("squares")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        n_prefix, read = int(about.pop("n_prefix")), int(about.pop("read"))
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds no means, or is damaged ({error}); remove it and they are made again") from None
-    n_prefix = int(about.pop("n_prefix"))
     for name, wanted in asdict(origin).items():
         if about.get(name) != wanted:
             raise UserError(
                 f"{path} holds means of other {name}: {about.get(name)!r}, and this run has {wanted!r}; "
                 "remove it, or name another file"
             )
-    return Means(sums, squares, origin.images, n_prefix, origin)
+    return Means(sums, squares, read, n_prefix, origin)
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def measure_means(model: nn.Module, nodes: Nodes, batches: Iterable[Tensor], n_p
         n_prefix: Number of tokens before the patches.
         origin: What they are of.
     """
-    sums = squares = torch.zeros(0, dtype=torch.float64)
+    sums = squares = torch.zeros(0, dtype=torch.float64, device=next(model.parameters()).device)
     images = torch.tensor(0)
     with capture(model, [str(site) for site in nodes.sites]) as captured:
         for batch in batches:
@@ -129,6 +129,9 @@ def measure_means(model: nn.Module, nodes: Nodes, batches: Iterable[Tensor], n_p
                 sums[:, site.of] += x.sum(0)
                 squares[site.of] += x.square().sum((0, 1))
             images += len(batch)
+    tokens = max(all_union({len(sums)}))  # a rank may have had no images
+    if not len(sums):
+        sums, squares = sums.new_zeros(tokens, nodes.n), sums.new_zeros(nodes.n)
     sums, squares, images = all_sum(sums), all_sum(squares), all_sum(images)
     if not int(images):
         raise UserError("means: none of the images can be read; mend the data")

@@ -24,6 +24,11 @@ class Target:
     kind: Literal["relative", "above", "absolute"] = "relative"
     value: float = 0.1
 
+    def __post_init__(self) -> None:
+        """Refuse what is no loss."""
+        if not math.isfinite(self.value):
+            raise UserError(f"model.target.value must be a number, got {self.value}")
+
     def of(self, full: Tensor, empty: Tensor) -> Tensor:
         """Return the target of each circuit from the losses of the whole model and of the empty circuit, `(P,)`."""
         if self.kind == "absolute":

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from impact_lightning.circuits.task_images import TaskImages
-from impact_lightning.circuits.tasks import Task, draw, name_of
+from impact_lightning.circuits.tasks import Images, Task, draw, name_of
 from impact_lightning.data.labels import labels_of
 from impact_lightning.data.module import ImageDataModule
 from impact_lightning.types import UserError
@@ -32,7 +32,7 @@ class Steps:
 class TaskData(LightningDataModule):
     """Images of tasks: `train` to learn masks, `select` to choose their sizes, `report` for every number that is told.
 
-    The first two are drawn from the training images without overlap, the third from the test images.
+    The first two of a task are drawn from the training images without overlap, the third from the test images.
 
     Args:
         data: The images.
@@ -93,14 +93,20 @@ class TaskData(LightningDataModule):
         self.data.setup(stage)
         train, test = labels_of(self.data, "train"), labels_of(self.data, "test")
         learnt = [draw(task, train, self.sizes["train"], seed=self.seed) for task in self.tasks]
-        used = torch.cat([images.rows for images in learnt]).unique()
-        select = [draw(t, train, self.sizes["select"], seed=self.seed + 1, leave_out=used) for t in self.tasks]
+        select = [self._to_select(task, train, images.rows) for task, images in zip(self.tasks, learnt, strict=True)]
         report = [draw(task, test, self.sizes["report"], seed=self.seed + 2) for task in self.tasks]
         self.images = {
             "train": TaskImages(self.data, "train", learnt, self.tasks),
             "select": TaskImages(self.data, "train", select, self.tasks),
             "report": TaskImages(self.data, "test", report, self.tasks),
         }
+
+    def _to_select(self, task: Task, labels: Tensor, learnt: Tensor) -> Images:
+        """Draw images to choose the size of a task's circuits on: none that they learn from."""
+        try:
+            return draw(task, labels, self.sizes["select"], seed=self.seed + 1, leave_out=learnt)
+        except UserError as error:
+            raise UserError(f"data.select_images: train_images leave none to choose sizes on ({error})") from None
 
     def general_rows(self, n: int) -> Tensor:
         """Return training images of no task in particular, for means, `(n,)`."""

@@ -39,7 +39,8 @@ class TaskImages:
         for task, images in zip(tasks, drawn, strict=True):
             at = place[images.rows]
             kept = Images(at[at >= 0], images.targets[at >= 0])  # damaged ones are left out
-            if not len(kept.rows) or (task.readout in ("rest", "pair") and len(kept.targets.unique()) < 2):
+            sides = 1 if task.readout == "kl" else max(2, len(task.classes))
+            if len(kept.targets.unique()) < sides:
                 raise UserError(f"task {task.readout} {list(task.classes)}: a side has no image that can be read")
             self.images.append(kept)
 

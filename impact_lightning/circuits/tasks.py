@@ -72,6 +72,8 @@ def draw(task: Task, labels: Tensor, n: int, *, seed: int, leave_out: Tensor | N
     if task.readout == "kl":
         rows = some(torch.ones_like(free), 2 * n)
         targets = labels[rows]
+        if not len(rows):
+            raise UserError("task kl: there are no images")
     else:
         parts = [
             some(of, n if len(task.classes) < 3 else -(-2 * n // len(task.classes))) for of in _groups(task, labels)
@@ -144,5 +146,10 @@ def _score(task: Task, z: Tensor) -> Tensor:
 def name_of(task: Task, class_names: Sequence[str]) -> str:
     """Return what a person calls a task."""
     named = [class_names[c] for c in task.classes]
-    text = {"rest": "{0} or not", "pair": "{0} or {1}", "among": "among " + ", ".join(named), "kl": "all predictions"}
-    return text[task.readout].format(*named) + (" (nonsense)" if task.nonsense else "")
+    text = {
+        "rest": f"{named[0]} or not" if named else "",
+        "pair": " or ".join(named),
+        "among": "among " + ", ".join(named),
+        "kl": "all predictions",
+    }
+    return text[task.readout] + (" (nonsense)" if task.nonsense else "")

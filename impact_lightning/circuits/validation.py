@@ -65,6 +65,8 @@ class Validated:
     @property
     def ncq(self) -> float:
         """Accuracy kept times the share of nodes left out."""
+        if not self.full["accuracy"]:
+            return math.nan
         return self.alone["accuracy"] / self.full["accuracy"] * (1 - float(self.mask.double().mean()))
 
     @property
