@@ -64,6 +64,7 @@ class LitCircuit(LightningModule):
         permuted_weights: A control: the weights of each layer are permuted, so that masks alone must do the task.
     """
 
+    batches: Tensor
     unit = "steps"
     is_random = True  # without a checkpoint there are no circuits to test
 
@@ -146,6 +147,7 @@ class LitCircuit(LightningModule):
             ]
             self.thresholds = torch.nn.Parameter(START[self.mask] + SPREAD * torch.stack(drawn))  # (P, n_switches)
             self.prices = Prices(len(self.tasks), self.penalty)
+            self.register_buffer("batches", torch.tensor(0))  # learnt from so far: steps may take several
 
     def means(self) -> Means:
         """Return the means of all nodes over general images; made once, and kept in the run's folder."""
@@ -191,14 +193,10 @@ class LitCircuit(LightningModule):
         self.targets = self.target.of(self.full_loss, empty.loss[self.tasks].to(self.device))
         self.images = self.data.images["train"].to(self.device)
         of_circuits = [self.images.images[task] for task in self.tasks]
-        self.steps = steps(of_circuits, self.batch, self.mask_seeds, start=self._start())
+        self.steps = steps(of_circuits, self.batch, self.mask_seeds, start=int(self.batches))  # known only now
         self.baseline = Baseline(self.constants, self.nodes)
         self._gates = ExitStack()
         self.gated: Gated = self._gates.enter_context(gating(self.model, self.nodes))
-
-    def _start(self) -> int:
-        """Return how many batches were learnt from before: Lightning knows it only now, not when a fit starts."""
-        return int(self.global_step) * int(self.trainer.accumulate_grad_batches)
 
     def teardown(self, stage: str) -> None:
         """Take the gates out, also after an error."""
@@ -213,6 +211,7 @@ class LitCircuit(LightningModule):
         if self.mask == "hard_concrete":
             uniform = noise(self.mask_seeds, self.nodes.n_switches, self.global_step).to(self.device)
         switches, sizes = relaxed(self.thresholds, self.mask, self.temperature, progress, uniform)
+        self.batches += 1
         masks = self.nodes.expand(switches)  # (P, n)
         of = torch.arange(len(masks), device=self.device).repeat_interleave(places.shape[1])  # (P b,)
         images = self.images[places.flatten()]
