@@ -102,7 +102,7 @@ def records(weights: Path, one: Path) -> dict[tuple[str, str], Record]:
 def test_only_circuits_are_in_a_checkpoint(whole: Path) -> None:
     content = state(whole)
     assert content["state_dict"].keys() == {"batches", "thresholds", "prices.log_price", "prices.mean_loss"}
-    thresholds = content["state_dict"]["batches", "thresholds"]
+    thresholds = content["state_dict"]["thresholds"]
     assert thresholds.shape == (8, 11 * 12)  # four classes and their controls; 8 sites of 12 channels, one of 48
     assert thresholds.abs().max() <= 1
     assert content["circuits"]["tasks"][5] == ["rest", [1], True]
