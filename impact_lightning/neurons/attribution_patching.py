@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from impact_lightning.backbones import capture, patch
+from impact_lightning.metrics.class_sums import plot_best
 from impact_lightning.metrics.ratio import ratio
 from impact_lightning.neurons.layers import Layer
 
@@ -77,6 +79,11 @@ class AttributionPatching(Metric):
             by_unit = by_channel.unflatten(1, (layer.n_units, layer.width)).sum(2)  # (C, n * w) -> (C, n)
             sums[:, layer.of_units] = by_unit - self.products[:, layer.of_units]
         return Attributions(ratio(sums, self.images[:, None]), means, self.images)
+
+    def plot(self, val: Attributions | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
+        """Plot the largest `abs(score)` of each unit over classes, in descending order."""
+        scores = (self.compute() if val is None else val).scores
+        return plot_best(scores.abs(), "largest attribution of a class", ax)
 
 
 class Gradients:

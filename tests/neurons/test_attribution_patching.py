@@ -1,5 +1,6 @@
 """Attribution patching in one pass is its definition."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,3 +82,19 @@ def test_units_are_columns_in_the_order_of_execution() -> None:
 def test_a_block_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="no block 2 in a model of 2 blocks"):
         find_layers(vit(), [2], ["neuron"])
+
+
+def test_it_plots_units_that_matter_first() -> None:
+    import matplotlib.pyplot as plt
+
+    model, (pictures, labels) = vit(), images()
+    layers = find_layers(model, None, ["neuron"])
+    metric = AttributionPatching(layers, N_CLASSES)
+    with Gradients(model, [layer.site for layer in layers], 0).reading() as run:
+        _, activations, gradients = run(pictures, labels)
+    metric.update(activations, gradients, labels)
+    figure, axes = plt.subplots()
+    metric.plot(ax=axes)
+    shown = np.asarray(axes.lines[0].get_ydata()).tolist()
+    assert shown == sorted(metric.compute().scores[: N_CLASSES - 1].abs().amax(0).tolist(), reverse=True)
+    plt.close(figure)
