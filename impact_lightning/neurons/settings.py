@@ -21,7 +21,8 @@ class Settings:
         impact_images: Images of each class on which its own units are ablated; each costs up to two forwards a layer.
         k: Images that precision at k looks at.
         bins: Bins of each unit's activations for measures of ranks.
-        calibration: Images that the edges of the bins are drawn from, spread evenly.
+        calibration: Images that the edges of the bins are drawn from, spread evenly; of 50,000 images these many keep
+            the certificate of 1024 bins below 1e-3.
         shown: Images of each unit that are kept for the browser.
     """
 
@@ -32,7 +33,7 @@ class Settings:
     impact_images: int = 50
     k: int = 60
     bins: int = 1024
-    calibration: int = 10_000
+    calibration: int = 25_000
     shown: int = 8
 
     def __post_init__(self) -> None:

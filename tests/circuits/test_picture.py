@@ -13,18 +13,9 @@ from matplotlib.colors import to_hex
 from impact_lightning.circuits import picture
 from impact_lightning.circuits.edges import wiring
 from impact_lightning.circuits.graph import CircuitGraph, Edge, Link, Node, circuit_graph
+from impact_lightning.circuits.layout import columns_of, crossings, layout, spread
 from impact_lightning.circuits.nodes import SITES, Nodes
-from impact_lightning.circuits.picture import (
-    NEGATIVE,
-    POSITIVE,
-    circuit_figure,
-    columns_of,
-    crossings,
-    draw_circuit,
-    layout,
-    plain,
-    spread,
-)
+from impact_lightning.circuits.picture import NEGATIVE, POSITIVE, circuit_figure, draw_circuit, plain
 from tests.circuits.test_edges import random_masks, vit
 
 HOSTILE = "$fur$ <b> & \x00 \udc80 --> 毛"
