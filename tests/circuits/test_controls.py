@@ -10,7 +10,7 @@ from torch import Tensor
 from impact_lightning.circuits.controls import areas, faithfulness, jaccard, p_value, random_circuits
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.circuits.validation import SHARES, Validated
-from tests.circuits.test_gated import vit
+from tests.circuits.test_fold import vit
 
 
 def masked(nodes: Nodes, share: float = 0.3) -> Tensor:

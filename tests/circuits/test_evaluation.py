@@ -12,7 +12,7 @@ from impact_lightning.circuits.gated import gating
 from impact_lightning.circuits.means import Baseline
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.circuits.tasks import Images, Task, judge
-from tests.circuits.test_gated import KINDS, vit
+from tests.circuits.test_fold import KINDS, vit
 
 TASKS = [Task("rest", (2,)), Task("pair", (0, 4)), Task("among", (1, 3, 4)), Task("kl")]
 

@@ -12,33 +12,7 @@ from impact_lightning.backbones import capture, patch
 from impact_lightning.circuits.gate import Gate, Heaviside
 from impact_lightning.circuits.gated import gating
 from impact_lightning.circuits.nodes import SITES, Nodes, NodeSite
-
-ARGS: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "plain": ("vit_tiny_patch16_224", {}),
-    "layer scale": ("deit3_small_patch16_224", {}),
-    "registers, qk norm": ("vit_base_patch16_224", {"reg_tokens": 2, "qk_norm": True}),
-    "average pooling": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
-    "gated MLP": ("vit_base_patch14_reg4_dinov2", {"img_size": 16, "patch_size": 8}),
-}
-
-
-def vit(kind: str = "plain") -> Any:
-    """Return a model in float64."""
-    name, more = KINDS[kind]
-    torch.manual_seed(0)
-    model = timm.create_model(name, **{**ARGS, **more}).double().eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return model
-
-
-def pictures(n: int = 3) -> Tensor:
-    return torch.randn(n, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def constants(nodes: Nodes, seed: int = 2) -> Tensor:
-    return torch.randn(nodes.n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from tests.circuits.test_fold import KINDS, constants, pictures, vit
 
 
 def of(mu: Tensor) -> Any:

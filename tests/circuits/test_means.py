@@ -15,11 +15,11 @@ from impact_lightning.backbones import capture
 from impact_lightning.circuits.means import Baseline, Means, Origin, measure_means, read_means
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.types import UserError
-from tests.circuits.test_gated import pictures, vit
+from tests.circuits.test_fold import pictures, vit
 from tests.distributed import run_distributed
 
 ORIGIN = Origin(weights="w", nodes="all", data="d", transform='{"size": 16}', images=7, precision="32-true")
-KINDS = ["plain", "registers, qk norm", "average pooling", "gated MLP"]
+KINDS = ["plain", "registers, qk norm", "average pooling", "packed GLU"]
 
 
 def measured(model: Any, batches: list[Tensor], origin: Origin = ORIGIN) -> Means:

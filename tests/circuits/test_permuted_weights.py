@@ -3,7 +3,7 @@
 import torch
 
 from impact_lightning.circuits.controls import permute_weights
-from tests.circuits.test_gated import vit
+from tests.circuits.test_fold import vit
 
 
 def test_weights_are_permuted_and_zeros_stay() -> None:
