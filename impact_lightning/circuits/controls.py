@@ -6,21 +6,27 @@ from torch import Tensor, nn
 from impact_lightning.circuits.nodes import Nodes
 
 
-def random_circuits(mask: Tensor, nodes: Nodes, draws: int, *, seed: int) -> Tensor:
-    """Return circuits with as many nodes in every site as a given one, at random, `(n,) -> (draws, n)`.
+def random_circuits(switches: Tensor, nodes: Nodes, draws: int, *, seed: int, outside: bool = False) -> Tensor:
+    """Return circuits with as many switches on in every site as a given one, at random: `(n,) -> (draws, n)`.
+
+    A switch counts where its first node is.
 
     Args:
-        mask: Which nodes are on.
+        switches: Which switches are on.
         nodes: The nodes.
         draws: How many circuits.
         seed: Seed of the draws.
+        outside: Draw switches that the given circuit has not; of its own only where a site has too few others.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.zeros(draws, nodes.n, dtype=torch.bool)
-    for site in nodes.sites:
-        k = int(mask[site.of].sum())
-        order = torch.rand(draws, site.width, generator=generator).argsort(1)[:, :k]  # (draws, k)
-        drawn[:, site.of] = torch.zeros(draws, site.width, dtype=torch.bool).scatter_(1, order, value=True)
+    drawn = torch.zeros(draws, nodes.n_switches, dtype=torch.bool)
+    of_site = nodes.site_of_switches()
+    for site in of_site.unique():
+        own = (of_site == site).nonzero().flatten()
+        k = int(switches[own].sum())
+        late = switches[own].to(torch.float32) if outside else 0.0
+        order = (torch.rand(draws, len(own), generator=generator) + late).argsort(1)[:, :k]  # (draws, k)
+        drawn[:, own] = torch.zeros(draws, len(own), dtype=torch.bool).scatter_(1, order, value=True)
     return drawn
 
 
@@ -59,8 +65,9 @@ def jaccard(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def faithfulness(curve: Tensor, full: Tensor, empty: Tensor) -> Tensor:
-    """Return `(m(circuit) - m(empty)) / (m(full) - m(empty))` of margins."""
-    return (curve - empty) / (full - empty)
+    """Return `(m(circuit) - m(empty)) / (m(full) - m(empty))` of margins; nan where a model is as good as constants."""
+    way = full - empty
+    return torch.where(way == 0, torch.nan, (curve - empty) / way)
 
 
 def areas(shares: Tensor, f: Tensor) -> tuple[float, float]:

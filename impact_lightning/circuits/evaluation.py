@@ -13,15 +13,17 @@ from impact_lightning.circuits.fold import Folder
 from impact_lightning.circuits.gated import gating
 from impact_lightning.circuits.means import Baseline
 from impact_lightning.circuits.nodes import Nodes
+from impact_lightning.circuits.resampling import Resampled, donors
 from impact_lightning.circuits.task_images import TaskImages
 from impact_lightning.circuits.tasks import Task, judge
 from impact_lightning.types import UserError
 
 COMPACT = 0.7  # share of nodes below which cutting a circuit out pays
+Filling = Tensor | Resampled  # of nodes that are off: (1 or T, n) constants, or a set for each circuit (R, 1 or T, n)
 
 
 class Scores(NamedTuple):
-    """How circuits did, `(R,)` float64 each but for `images`."""
+    """How circuits did, `(R,)` float64 each but for the last two."""
 
     loss: Tensor  # mean over images, both sides alike
     accuracy: Tensor  # mean over sides of the share of images that are right
@@ -29,6 +31,7 @@ class Scores(NamedTuple):
     divergence: Tensor  # mean KL of the circuit's predictions from the model's, over all classes
     agreement: Tensor  # share of images with the model's prediction
     images: Tensor  # (R,) int64
+    losses: tuple[Tensor, ...]  # of each image, R of (N,)
 
 
 class Evaluation:
@@ -63,46 +66,57 @@ class Evaluation:
 
     def whole(self) -> Scores:
         """Return how well the whole model does each task."""
-        rows = [self._judged(task, self.full[self.images.images[task].rows]) for task in range(len(self.tasks))]
-        return _stacked(rows)
+        return _stacked(
+            [self._judged(task, self.full[self.images.images[task].rows]) for task in range(len(self.tasks))]
+        )
 
-    def __call__(self, masks: Tensor, tasks: Sequence[int], constants: Tensor) -> Scores:
+    def __call__(self, masks: Tensor, tasks: Sequence[int], filling: Filling) -> Scores:
         """Return how well circuits do.
 
         Args:
             masks: Which nodes are on, bool `(R, n)`.
             tasks: The task of each circuit, R of them.
-            constants: What replaces nodes that are off, `(1 or T, n)`.
+            filling: What nodes that are off hold.
         """
-        rows = [
-            self._judged(task, self._logits(mask, task, constants)) for mask, task in zip(masks, tasks, strict=True)
-        ]
-        return _stacked(rows)
+        fillings = filling if isinstance(filling, Tensor) and filling.ndim == 3 else [filling] * len(masks)
+        rows = zip(masks, tasks, fillings, strict=True)
+        return _stacked([self._judged(task, self._logits(mask, task, own)) for mask, task, own in rows])
 
     @torch.no_grad()
-    def _logits(self, mask: Tensor, task: int, constants: Tensor) -> Tensor:
+    def _logits(self, mask: Tensor, task: int, filling: Filling) -> Tensor:
         """Return the logits of a circuit for all images of its task, `(N, C)`."""
-        parts = self.images.images[task].rows.split(self.batch_size)
-        if (
-            len(constants) == 1 and self.folder is not None
-        ):  # the same on all tokens: the circuit is a model of its own, the smaller the faster
+        rows = self.images.images[task].rows
+        if isinstance(filling, Resampled):
+            return self._resampled(mask, task, filling)
+        parts = rows.split(self.batch_size)
+        if len(filling) == 1 and self.folder is not None:  # alike on all tokens: the circuit is a model of its own
             if float(mask.double().mean()) < COMPACT:
-                circuit, _ = compact(self.model, self.nodes, mask, constants[0])
+                circuit, _ = compact(self.model, self.nodes, mask, filling[0])
             else:
-                circuit = self.folder.load(mask, constants[0])
+                circuit = self.folder.load(mask, filling[0])
             return torch.cat([circuit(self.images[part]) for part in parts])
         with gating(self.model, self.nodes) as gated:
-            baseline, on = Baseline(constants.to(self.full), self.nodes), mask.to(self.full)
+            baseline, on = Baseline(filling.to(self.full), self.nodes), mask.to(self.full)
             return torch.cat([gated(self.images[part], on.expand(len(part), -1), baseline) for part in parts])
 
-    def _judged(self, task: int, logits: Tensor) -> list[float]:
-        """Return the scores of a task in the order of `Scores`."""
+    def _resampled(self, mask: Tensor, task: int, filling: Resampled) -> Tensor:
+        rows, targets = self.images.images[task]
+        pairs = zip(rows.split(self.batch_size), rows[donors(targets, filling)].split(self.batch_size), strict=True)
+        with gating(self.model, self.nodes) as gated:
+            on = mask.to(self.full)
+            parts = [
+                gated.resampled(self.images[own], self.images[other], on.expand(len(own), -1)) for own, other in pairs
+            ]
+        return torch.cat(parts)
+
+    def _judged(self, task: int, logits: Tensor) -> tuple[list[float], Tensor]:
+        """Return the scores of a task in the order of `Scores`, and the loss of each image."""
         places, targets = self.images.images[task]
         targets, full = targets.to(logits.device), self.full[places.to(logits.device)]
         judged = judge(self.tasks[task], logits, targets, full)
         sides = [targets == side for side in targets.unique()] if self.tasks[task].readout != "kl" else [targets >= 0]
         whole, own = full.double().log_softmax(1), logits.double().log_softmax(1)
-        return [
+        scores = [
             float(torch.stack([judged.loss[side].double().mean() for side in sides]).mean()),
             float(torch.stack([judged.correct[side].double().mean() for side in sides]).mean()),
             float(judged.margin.double().mean()),
@@ -110,8 +124,10 @@ class Evaluation:
             float((logits.argmax(1) == full.argmax(1)).double().mean()),
             float(len(targets)),
         ]
+        return scores, judged.loss.double().cpu()
 
 
-def _stacked(rows: list[list[float]]) -> Scores:
-    loss, accuracy, margin, divergence, agreement, n = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6).unbind(1)
-    return Scores(loss, accuracy, margin, divergence, agreement, n.long())
+def _stacked(rows: list[tuple[list[float], Tensor]]) -> Scores:
+    table = torch.tensor([scores for scores, _ in rows], dtype=torch.float64).reshape(-1, 6)
+    loss, accuracy, margin, divergence, agreement, n = table.unbind(1)
+    return Scores(loss, accuracy, margin, divergence, agreement, n.long(), tuple(losses for _, losses in rows))

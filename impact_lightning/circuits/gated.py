@@ -19,8 +19,8 @@ class Gated:
     def __init__(self, model: nn.Module, nodes: Nodes) -> None:
         self.model = model
         self.nodes = nodes
-        self.masks: dict[int, Tensor] = {}  # by the first node of the sites of a hook
-        self.baseline: Baseline | None = None
+        self.masks: dict[int, Tensor] = {}  # by the first node of the sites of a hook; none outside of a call
+        self.baseline: Baseline | None = None  # without one, the first half of the images are donors
 
     def __call__(self, images: Tensor, masks: Tensor, baseline: Baseline) -> Tensor:
         """Return the logits `(B, C)`.
@@ -30,6 +30,19 @@ class Gated:
             masks: Which nodes are on in each image, from 0 to 1, `(B, n)`.
             baseline: What replaces nodes where they are off.
         """
+        return self._run(images, masks, baseline)
+
+    def resampled(self, images: Tensor, donors: Tensor, masks: Tensor) -> Tensor:
+        """Return the logits `(B, C)` where a node that is off has its value on another image, in the whole model.
+
+        Args:
+            images: Images `(B, 3, h, w)`.
+            donors: The other image of each `(B, 3, h, w)`.
+            masks: Which nodes are on in each image, from 0 to 1, `(B, n)`.
+        """
+        return self._run(torch.cat([donors, images]), masks, None)[len(donors) :]
+
+    def _run(self, images: Tensor, masks: Tensor, baseline: Baseline | None) -> Tensor:
         groups = list(self.nodes.hooked())
         parts = masks.split([sum(site.width for site in sites) for sites in groups], dim=1)
         self.masks = {sites[0].start: part for sites, part in zip(groups, parts, strict=True)}
@@ -42,9 +55,13 @@ class Gated:
 
     def flow(self, sites: Sequence[NodeSite], x: Tensor) -> Tensor:
         """Return what flows on."""
-        if self.baseline is None:
+        if not self.masks:
             return x
-        return Gate.apply(x, self.masks[sites[0].start], self.baseline(sites))  # type: ignore[no-any-return]
+        mask = self.masks[sites[0].start]
+        if self.baseline is None:
+            donors, own = x.chunk(2)
+            return torch.cat([donors, Gate.apply(own, mask, donors.detach())])
+        return Gate.apply(x, mask, self.baseline(sites))  # type: ignore[no-any-return]
 
 
 @contextmanager

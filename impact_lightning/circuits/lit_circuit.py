@@ -1,11 +1,10 @@
-"""LitCircuit: learns which nodes of a frozen vision transformer are enough for each of many tasks."""
+"""LitCircuit: learns which nodes of frozen vision transformers are enough for each of many tasks, and compares them."""
 
+import copy
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,48 +19,41 @@ from torch import Tensor
 from impact_lightning.activations.image_reader import ImageReader
 from impact_lightning.backbones import Backbone, fingerprint
 from impact_lightning.backbones.image_size import check_image_size
-from impact_lightning.circuits.circuit_findings import Circuits, circuit_findings, circuit_table
 from impact_lightning.circuits.controls import permute_weights
-from impact_lightning.circuits.evaluation import Evaluation
-from impact_lightning.circuits.gated import Gated, gating
-from impact_lightning.circuits.masks import START, MaskKind, noise, relaxed
-from impact_lightning.circuits.means import Ablation, Baseline, Means, Origin, measure_means, read_means
+from impact_lightning.circuits.examination import Examiner, goals
+from impact_lightning.circuits.findings import Finding, ModelCircuits, comparison, findings
+from impact_lightning.circuits.learner import Circuit, Goal, Learner
+from impact_lightning.circuits.learning import Learning
+from impact_lightning.circuits.means import Means, Origin, measure_means, read_means
 from impact_lightning.circuits.nodes import Granularity, Nodes
-from impact_lightning.circuits.size import Prices, Target
+from impact_lightning.circuits.size import Target
+from impact_lightning.circuits.tables import circuit_table, condition_table, model_table
 from impact_lightning.circuits.task_data import TaskData
-from impact_lightning.circuits.task_images import steps
-from impact_lightning.circuits.tasks import judge
-from impact_lightning.circuits.validation import Validator
+from impact_lightning.circuits.validation import Validated
+from impact_lightning.circuits.verdict import DRAWS
 from impact_lightning.data.module import normalise
-from impact_lightning.ranks import all_sum, rank_and_world
-from impact_lightning.results import Constant, Null, Record
+from impact_lightning.ranks import rank_and_world
+from impact_lightning.results import Constant, Record
 from impact_lightning.steps import total_steps
 from impact_lightning.types import UserError
 
-SPREAD = 0.01  # of thresholds at the start
+PERMUTED = " with permuted weights"
 
 
 class LitCircuit(LightningModule):
-    """Learn binary masks over the nodes of a frozen model, one for each task and seed, all in one pass.
+    """Learn binary masks over the nodes of frozen models, one for each task and seed, all in one pass of each model.
 
     Args:
-        backbone: The model and its weights.
+        models: Models by name; circuits of all are compared with those of the first.
         n_classes: Number of classes; taken from the data.
-        seeds: Seeds of the masks; each learns every task.
+        seeds: Seeds of the masks; each learns every task. Controls are learnt with the first.
         granularity: Whether q, k and v have a switch for each channel or for each head.
         tie_qk: Whether a channel of q and the same of k share a switch.
-        ablation: What replaces a node that is off.
+        learning: How masks are learnt.
         target: The loss that circuits are compared at.
-        penalty: A fixed price of a node; None finds for each circuit the price at which its loss is the target.
-        lr: Learning rate of AdamW at the start; it falls to 0.
-        betas: Decay rates of AdamW's moments.
-        weight_decay: Of thresholds, towards 0.
-        mask: Kind of the masks while they are learnt.
-        temperature: Of the straight-through gradient, or of a sigmoid mask at the start.
-        batch: Images of each circuit in a step, over all ranks.
         mean_images: Training images that means are taken over.
         random_circuits: Random circuits that each one is compared with.
-        permuted_weights: A control: the weights of each layer are permuted, so that masks alone must do the task.
+        permuted_weights: A control: masks of each model with its weights permuted: masks alone must do the task.
     """
 
     batches: Tensor
@@ -70,60 +62,58 @@ class LitCircuit(LightningModule):
 
     def __init__(
         self,
-        backbone: Backbone,
+        models: dict[str, Backbone],
         n_classes: int,
         seeds: list[int] | None = None,
         granularity: Granularity = "channel",
         tie_qk: bool = False,
-        ablation: Ablation = "mean",
-        target: Target | None = None,
-        penalty: float | None = None,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 1e-3,
-        mask: MaskKind = "heaviside",
-        temperature: float = 1.0,
-        batch: int = 16,
+        learning: Learning = Learning(),  # noqa: B008  # frozen
+        target: Target = Target(),  # noqa: B008
         mean_images: int = 2000,
         random_circuits: int = 20,
-        permuted_weights: bool = False,
+        permuted_weights: bool = True,
     ) -> None:
         super().__init__()
-        if backbone.weights is None and not backbone.pretrained:
-            raise UserError("model.backbone would have random weights: set backbone.weights or backbone.pretrained")
-        for name, value, fits in (
-            ("lr", lr, 0 < lr < math.inf),
-            ("weight_decay", weight_decay, 0 <= weight_decay < math.inf),
-            ("temperature", temperature, temperature > 0),
-            ("seeds", seeds, seeds is None or (len(seeds) > 0 and min(seeds) >= 0)),
-            ("random_circuits", random_circuits, random_circuits >= 1),
-            ("batch", batch, batch >= 2),
+        if not models:
+            raise UserError("model.models is empty: name at least one model, such as dense: {name: ..., weights: ...}")
+        for name, backbone in models.items():
+            if backbone.weights is None and not backbone.pretrained:
+                raise UserError(f"model.models.{name} would have random weights: set its weights, or pretrained")
+        for key, value, fits in (
+            ("seeds", seeds, seeds is None or (len(seeds) > 0 and min(seeds) >= 0 and len(set(seeds)) == len(seeds))),
             ("mean_images", mean_images, mean_images >= 1),
         ):
             if not fits:
-                raise UserError(f"model.{name} is out of range: {value}")
-        self.backbone_config = backbone
+                raise UserError(f"model.{key} is out of range: {value}")
+        if random_circuits < DRAWS:
+            raise UserError(f"model.random_circuits is {random_circuits}: with fewer than {DRAWS} no p-value is 0.05")
+        self.backbones = models
         self.n_classes = n_classes
         self.seeds = [0] if seeds is None else seeds
-        self.ablation: Ablation = ablation
-        self.target = target or Target()
-        self.penalty = penalty
-        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
-        self.mask: MaskKind = mask
-        self.temperature = temperature
-        self.batch = batch
+        self.granularity: Granularity = granularity
+        self.tie_qk = tie_qk
+        self.learning = learning
+        self.target = target
         self.mean_images = mean_images
         self.random_circuits = random_circuits
-        self.model = replace(backbone, num_classes=n_classes).build().eval().requires_grad_(False)
         self.permuted_weights = permuted_weights
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        if permuted_weights:
-            permute_weights(self.model, self.seed)
-        self.nodes = Nodes(self.model, granularity=granularity, tie_qk=tie_qk)
-        self.weights = fingerprint(self.model)
+        self.models = torch.nn.ModuleDict()  # frozen; those that control others follow them
+        for name, backbone in models.items():
+            model = replace(backbone, num_classes=n_classes).build().eval().requires_grad_(False)
+            self.models[_key(name)] = model
+            if permuted_weights:
+                self.models[_key(name + PERMUTED)] = copy.deepcopy(model)
+                permute_weights(self.models[_key(name + PERMUTED)], self.seed)
+        self.weights = {name: fingerprint(self.models[_key(name)]) for name in self.names}
         self.records: list[Record] = []
-        self.circuits: Circuits  # after a test
-        self._gates = ExitStack()
+        self.found: list[ModelCircuits] = []  # of each model, after a test
+
+    @property
+    def names(self) -> list[str]:
+        """What models are called, in order, and those that control them."""
+        both = [(name, name + PERMUTED) if self.permuted_weights else (name,) for name in self.backbones]
+        return [name for group in both for name in group]
 
     # ------------------------------------------------------------------------------------------------- building
 
@@ -136,27 +126,41 @@ class LitCircuit(LightningModule):
         return data
 
     def setup(self, stage: str) -> None:
-        """Make a mask for each task and seed, before a checkpoint is read."""
-        check_image_size(self.model, self.backbone_config.name, self.data.data.image_shape)
-        self.tasks = [task for task in range(len(self.data.tasks)) for _ in self.seeds]  # of each circuit
-        self.mask_seeds = [seed for _ in self.data.tasks for seed in self.seeds]
-        if not hasattr(self, "thresholds"):
-            drawn = [
-                torch.randn(self.nodes.n_switches, generator=torch.Generator().manual_seed(seed))
-                for seed in self.mask_seeds
-            ]
-            self.thresholds = torch.nn.Parameter(START[self.mask] + SPREAD * torch.stack(drawn))  # (P, n_switches)
-            self.prices = Prices(len(self.tasks), self.penalty)
+        """Make a mask for each model, task and seed, before a checkpoint is read."""
+        if stage in ("validate", "predict"):
+            raise UserError(f"LitCircuit has nothing to {stage}: run `fit`, then `test`")
+        for name, backbone in self.backbones.items():
+            check_image_size(self.models[_key(name)], backbone.name, self.data.data.image_shape)
+        if not hasattr(self, "learners"):
+            self.learners = torch.nn.ModuleDict({_key(name): self._learner(name) for name in self.names})
             self.register_buffer("batches", torch.tensor(0))  # learnt from so far: steps may take several
 
-    def means(self) -> Means:
+    def _learner(self, name: str) -> Learner:
+        tasks = self.data.tasks
+        is_control = name.endswith(PERMUTED)
+        circuits = [
+            Circuit(number, seed)
+            for number, task in enumerate(tasks)
+            for seed in (self.seeds[:1] if task.nonsense or is_control else self.seeds)
+            if not is_control or (not task.nonsense and task.readout != "kl")  # its own predictions are no task
+        ]
+        model = self.models[_key(name)]
+        nodes = Nodes(model, granularity=self.granularity, tie_qk=self.tie_qk)
+        return Learner(name, model, nodes, self.weights[name], circuits, tasks, self.learning)
+
+    def learner(self, name: str) -> Learner:
+        """Return the circuits of a model."""
+        found: Any = self.learners[_key(name)]
+        return found  # type: ignore[no-any-return]
+
+    def means(self, name: str) -> Means:
         """Return the means of all nodes over general images; made once, and kept in the run's folder."""
-        data = self.data
-        path = Path(self.trainer.default_root_dir) / "means.safetensors"
+        data, learner = self.data, self.learner(name)
+        path = Path(self.trainer.default_root_dir) / "means" / f"{learner.weights}.safetensors"
         rows = data.general_rows(self.mean_images)
         origin = Origin(
-            weights=self.weights,
-            nodes=str(self.nodes),
+            weights=learner.weights,
+            nodes=str(learner.nodes),
             data=f"{data.fingerprint('train')}, rows {hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:8]}",
             transform=json.dumps(data.data.protocol(), sort_keys=True),
             images=len(rows),
@@ -164,8 +168,8 @@ class LitCircuit(LightningModule):
         )
         if path.exists():
             return read_means(path, origin)
-        n_prefix = int(self.model.num_prefix_tokens)
-        means = measure_means(self.model, self.nodes, self._general(rows), n_prefix, origin)
+        model: Any = learner.model
+        means = measure_means(model, learner.nodes, self._general(rows), int(model.num_prefix_tokens), origin)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             means.write(path)
         return means
@@ -180,85 +184,60 @@ class LitCircuit(LightningModule):
             if len(batch.row):
                 yield normalise(batch.images.to(self.device), data.mean, data.std)
 
+    def _prepare(self) -> tuple[dict[str, Means], Goal, dict[str, Goal]]:
+        """Return the means and the goals of each model, and move images to where the models are."""
+        means = {name: self.means(name) for name in self.names}
+        for images in self.data.images.values():
+            images.to(self.device)
+        real = list(self.backbones)
+        found = goals([self.learner(n) for n in real], [means[n] for n in real], self.data, self.target, self.seed)
+        by_name = dict(zip(real, found, strict=True))
+        return means, found[0], {**by_name, **{name + PERMUTED: goal for name, goal in by_name.items()}}
+
     # ------------------------------------------------------------------------------------------------- training
 
     def on_train_start(self) -> None:
-        """Measure constants, what the whole model and the empty circuit lose on each task, and open the gates."""
-        self.constants = self.means().constants(self.ablation).to(self.device)
-        select = Evaluation(self.model, self.nodes, self.data.tasks, self.data.images["select"].to(self.device))
-        n_tasks = len(self.data.tasks)
-        nothing = torch.zeros(n_tasks, self.nodes.n, dtype=torch.bool)
-        empty = select(nothing, range(n_tasks), self.constants)
-        self.full_loss = select.whole().loss[self.tasks].to(self.device)
-        self.targets = self.target.of(self.full_loss, empty.loss[self.tasks].to(self.device))
-        self.images = self.data.images["train"].to(self.device)
-        of_circuits = [self.images.images[task] for task in self.tasks]
-        self.steps = steps(of_circuits, self.batch, self.mask_seeds, start=int(self.batches))  # known only now
-        self.baseline = Baseline(self.constants, self.nodes)
-        self._gates = ExitStack()
-        self.gated: Gated = self._gates.enter_context(gating(self.model, self.nodes))
+        """Measure constants, what the whole models and the empty circuits lose on each task, and open the gates."""
+        means, _, goals_of = self._prepare()
+        for name in self.names:
+            learner, goal = self.learner(name), goals_of[name]
+            tasks = [circuit.task for circuit in learner.circuits]
+            own = Goal(*(part[tasks] for part in goal))
+            learner.start(means[name], own, self.data.images["train"], int(self.batches))
 
     def teardown(self, stage: str) -> None:
         """Take the gates out, also after an error."""
-        self._gates.close()
+        for name in self.names if hasattr(self, "learners") else ():
+            self.learner(name).stop()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the losses and the prices of all circuits, added up: none has part in the gradient of another."""
-        rank, world = rank_and_world()
-        places, targets = (part[:, rank::world].to(self.device) for part in next(self.steps))  # (P, b)
+        """Return the losses of the circuits of all models, added up: none has part in the gradient of another."""
         progress = self.global_step / total_steps(self.trainer)
-        uniform = None
-        if self.mask == "hard_concrete":
-            uniform = noise(self.mask_seeds, self.nodes.n_switches, self.global_step).to(self.device)
-        switches, sizes = relaxed(self.thresholds, self.mask, self.temperature, progress, uniform)
         self.batches += 1
-        masks = self.nodes.expand(switches)  # (P, n)
-        of = torch.arange(len(masks), device=self.device).repeat_interleave(places.shape[1])  # (P b,)
-        images = self.images[places.flatten()]
-        logits = self.gated(images, masks[of], self.baseline).view(*places.shape, -1)  # (P, b, C)
-        # ranks may have unlike shares of an odd step, and their gradients are averaged: not the mean of each
-        losses = self._losses(logits, targets, self._whole(images).view_as(logits)) * (world / self.batch)
-        if not losses.isfinite().all():
-            raise UserError(f"the loss of a circuit is not finite at step {self.global_step}: lower model.lr")
-        self._losses_now = all_sum(losses.detach()) / world
-        return (losses + self.prices().to(losses.dtype) * sizes.sum(1)).sum()
-
-    @torch.no_grad()
-    def _whole(self, images: Tensor) -> Tensor:
-        """Return the logits of the whole model, where a task compares with them; else anything of their shape."""
-        if all(task.readout != "kl" for task in self.data.tasks):
-            return images.new_empty(len(images), self.n_classes)
-        logits: Tensor = self.model(images)
-        return logits
-
-    def _losses(self, logits: Tensor, targets: Tensor, full: Tensor) -> Tensor:
-        """Return the sum of the losses of each circuit `(P,)` from logits `(P, b, C)`."""
-        tasks = [self.data.tasks[task] for task in self.tasks]
-        parts = zip(tasks, logits, targets, full, strict=True)
-        return torch.stack([judge(task, *part).loss.sum() for task, *part in parts])
+        return torch.stack([self.learner(name).loss(self.global_step, progress) for name in self.names]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the root mean square of each circuit's gradient at 1."""
-        gradient = self.thresholds.grad
-        assert gradient is not None
-        gradient.div_(gradient.square().mean(1, keepdim=True).sqrt().clamp_min(1.0))
+        """Clip gradients, each circuit's for itself."""
+        for name in self.names:
+            self.learner(name).clip()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep thresholds where the straight-through gradient lives, and move prices."""
-        if self.mask == "heaviside":
-            with torch.no_grad():
-                self.thresholds.clamp_(-1.0, 1.0)
-        progress = self.global_step / total_steps(self.trainer)
-        self.prices.move(self._losses_now, self.targets, self.full_loss, progress=progress)
+        """Keep thresholds in range, and move prices."""
         trainer: Any = self.trainer
+        progress = self.global_step / total_steps(self.trainer)
+        for name in self.names:
+            self.learner(name).after_step(progress, trainer.optimizers[0])
         if self.global_step % trainer.log_every_n_steps == 0:
-            kept = (self.thresholds >= 0).double().mean()
-            self.log("train/loss", self._losses_now.mean().float(), prog_bar=True, rank_zero_only=True)
-            self.log("train/kept", kept.float(), prog_bar=True, rank_zero_only=True)
+            for name in self.backbones:
+                loss, kept = self.learner(name).progress()
+                for measure, value in (("loss", loss), ("kept", kept)):
+                    self.log(f"train/{measure}/{name}", value, prog_bar=len(self.backbones) == 1, rank_zero_only=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, whose learning rate falls to 0 in a straight line."""
-        optimizer = torch.optim.AdamW([self.thresholds], self.lr, self.betas, weight_decay=self.weight_decay)
+        how = self.learning
+        parameters = [p for name in self.names for p in self.learner(name).parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, how.lr, how.betas, weight_decay=how.weight_decay)
         total = total_steps(self.trainer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -267,94 +246,84 @@ class LitCircuit(LightningModule):
 
     def on_test_start(self) -> None:
         """Read the constants, outside of the pass that Lightning counts."""
-        self.constants = self.means().constants(self.ablation).to(self.device)
+        self._means, self._goal, _ = self._prepare()
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Choose the size of every circuit, validate it, and record what it is."""
-        data = self.data
-        select, report = (
-            Evaluation(self.model, self.nodes, data.tasks, data.images[name].to(self.device))
-            for name in ("select", "report")
-        )
-        validator = Validator(
-            self.model, self.nodes, self.constants, select, report, draws=self.random_circuits, seed=self.seed
-        )
-        scores, gradients = self.thresholds.detach().cpu(), self._attribution().cpu()
-        validated = validator(scores, gradients, self.tasks, self.target)
-        counts, live = validator.counts(torch.stack([one.mask for one in validated]))
-        named = [data.names[task] for task in self.tasks]
-        nonsense = [data.tasks[task].nonsense for task in self.tasks]
-        self.circuits = Circuits(named, self.mask_seeds, nonsense, validated, counts, live)
+        """Choose the size of every circuit, validate it, and say what it is."""
+        examine = Examiner(self.data, self.random_circuits, self.seed, self._track)
+        self.found = []
+        for name in self.backbones:
+            control = name + PERMUTED if self.permuted_weights else None
+            means = [self._means[one] for one in (name, control) if one is not None]
+            permuted = None if control is None else self.learner(control)
+            self.found.append(examine(self.learner(name), permuted, means, self._goal.target))
+
+    def _track(self, validated: Iterable[Validated], total: int, name: str) -> Iterable[Validated]:
+        bar: Any = self.trainer.progress_bar_callback
+        return bar.track(validated, total, f"circuits of {name}") if hasattr(bar, "track") else validated
 
     def on_test_epoch_end(self) -> None:
         """Turn what was found into records."""
-        if rank_and_world()[0] == 0:
-            self.records = [self._record(*found) for found in circuit_findings(self.circuits)]
+        if rank_and_world()[0] != 0:
+            return
+        self.records = []
+        for found in self.found:
+            compared = comparison(found, self.found[0]) if found is not self.found[0] else ()
+            self.records += [self._record(one, found.model) for one in (*findings(found), *compared)]
 
-    def _attribution(self) -> Tensor:
-        """Return by how much the loss of each circuit's task moves when a switch is turned off, to first order."""
-        images, n = self.data.images["train"].to(self.device), 64
-        found = []
-        with torch.inference_mode(mode=False), torch.enable_grad(), gating(self.model, self.nodes) as gated:
-            baseline = Baseline(self.constants.clone(), self.nodes)
-            for task, drawn in zip(self.data.tasks, images.images, strict=True):
-                at = torch.randperm(len(drawn.rows), generator=torch.Generator().manual_seed(0))[:n]
-                switches = torch.ones(1, self.nodes.n_switches, device=self.device, requires_grad=True)
-                pixels = images[drawn.rows[at]].clone()
-                logits = gated(pixels, self.nodes.expand(switches).expand(len(at), -1), baseline)
-                loss = judge(task, logits, drawn.targets[at].to(self.device), self.model(pixels)).loss.mean()
-                found.append(torch.autograd.grad(loss, switches)[0][0].abs())
-        return torch.stack([found[task] for task in self.tasks])
-
-    def _record(self, measure: str, value: float, of: str, n: int, null: Null | None, notes: tuple[str, ...]) -> Record:
+    def _record(self, one: Finding, model: str) -> Record:
         return Record(
-            measure=measure,
+            measure=one.measure,
             version=1,
-            value=value,
-            n=n,
+            value=one.value,
+            n=one.n,
             seed=self.seed,
             protocol=self.protocol(),
-            weights=self.weights,
+            weights=self.weights[model],
             data=self.data.fingerprint("report"),
-            null=null,
-            of=of,
-            notes=notes,
+            null=one.null,
+            interval=one.interval,
+            of=one.of,
+            notes=one.notes,
         )
 
     def protocol(self) -> dict[str, Constant]:
         """Return the constants under which circuits were found and judged."""
         return {
             **self.data.protocol(),
-            "nodes": str(self.nodes),
-            "ablation": self.ablation,
+            "nodes": str(self.learner(self.names[0]).nodes),
+            "learning": asdict(self.learning),
+            "steps": int(self.batches),
+            "mask_seeds": self.seeds,
             "mean_images": self.mean_images,
-            "mask": self.mask,
             "target": asdict(self.target),
-            "penalty": self.penalty,
-            **{name: getattr(self, name) for name in ("batch", "lr", "betas", "weight_decay", "temperature")},
+            "target_of": "the largest of the models" if len(self.backbones) > 1 else "the model",
+            "models": [f"{name} {self.weights[name]}" for name in self.backbones],
             "random_circuits": self.random_circuits,
             "permuted_weights": self.permuted_weights,
             "precision": str(self.trainer.precision),
         }
 
     def tables(self) -> list[Table]:
-        """Return what a terminal shows: a row for each circuit."""
-        return [circuit_table(self.circuits)]
+        """Return what a terminal shows: a row for each circuit, for each condition and for each model."""
+        of_each = [table for found in self.found for table in (circuit_table(found), condition_table(found))]
+        return [*of_each, model_table(self.found)]
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
-        """Return the state without the frozen model: it comes from where it came from."""
+        """Return the state without the frozen models: they come from where they came from."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if not name.startswith("model.")}
+        frozen = ("models.", *(f"learners.{_key(name)}.model." for name in self.names))
+        return {key: value for key, value in state.items() if not key.startswith(frozen)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember what the masks belong to."""
         checkpoint["circuits"] = self._belongs_to()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse masks of another model or of other tasks, and name what differs."""
-        self.strict_loading = False  # the frozen model is not in it
+        """Refuse masks of other models or of other tasks, and name what differs."""
+        self.strict_loading = False  # the frozen models are not in it
         saved, own = checkpoint.get("circuits", {}), self._belongs_to()
         for name, value in own.items():
             if saved.get(name) != value:
@@ -363,9 +332,14 @@ class LitCircuit(LightningModule):
     def _belongs_to(self) -> dict[str, Any]:
         return {
             "weights": self.weights,
-            "nodes": str(self.nodes),
-            "tasks": [[t.readout, list(t.classes), t.nonsense] for t in self.data.tasks],
+            "nodes": str(self.learner(self.names[0]).nodes),
+            "tasks": [[t.readout, list(t.classes), list(t.against), t.nonsense] for t in self.data.tasks],
             "seeds": self.seeds,
-            "ablation": self.ablation,
+            "ablation": self.learning.ablation,
             "images": f"{self.data.sizes}, seed {self.data.seed}, of {self.data.fingerprint('train')}",
         }
+
+
+def _key(name: str) -> str:
+    """Return a name that a module can have."""
+    return name.replace(".", "·")

@@ -17,7 +17,8 @@ from impact_lightning.files import atomic_write
 from impact_lightning.ranks import all_sum, all_union
 from impact_lightning.types import UserError
 
-Ablation = Literal["mean", "mean_prefix_patch", "mean_position", "zero"]
+Constant = Literal["mean", "mean_prefix_patch", "mean_position", "zero"]
+CONSTANTS: tuple[Constant, ...] = ("mean", "mean_prefix_patch", "mean_position", "zero")
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ class Means:
     n_prefix: int
     origin: Origin
 
-    def constants(self, ablation: Ablation) -> Tensor:
+    def constants(self, kind: Constant) -> Tensor:
         """Return what replaces nodes, `(1 or T, n)` float64."""
         tokens = len(self.sums)
-        if ablation == "zero":
+        if kind == "zero":
             return torch.zeros_like(self.sums[:1])
-        if ablation == "mean":
+        if kind == "mean":
             return self.sums.sum(0, keepdim=True) / (self.images * tokens)
         by_token = self.sums / self.images
-        if ablation == "mean_position":
+        if kind == "mean_position":
             return by_token
         groups = [part for part in by_token.split([self.n_prefix, tokens - self.n_prefix]) if len(part)]
         return torch.cat([part.mean(0, keepdim=True).expand_as(part) for part in groups])

@@ -85,6 +85,16 @@ class Nodes:
         """Return the state of each node, `(P, n_switches) -> (P, n)`."""
         return switches if self.n_switches == self.n else switches[:, self.switch_of]
 
+    def sum_by_switch(self, table: Tensor) -> Tensor:
+        """Return the sum over the nodes of each switch, `(P, n) -> (P, n_switches)`."""
+        return table.new_zeros(len(table), self.n_switches).index_add_(1, self.switch_of.to(table.device), table)
+
+    def site_of_switches(self) -> Tensor:
+        """Return the number of the first site that each switch turns nodes of, `(n_switches,)`."""
+        site = torch.cat([torch.full((site.width,), i) for i, site in enumerate(self.sites)])  # (n,)
+        first = torch.full((self.n_switches,), len(self.sites))
+        return first.scatter_reduce_(0, self.switch_of, site, "amin")
+
     def by_site(self, table: Tensor) -> dict[str, Tensor]:
         """Return the columns of each site of a table `(P, n)`, by name."""
         parts = table.split([site.width for site in self.sites], dim=-1)

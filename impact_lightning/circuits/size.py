@@ -83,6 +83,12 @@ class Prices(nn.Module):
         moved = self.log_price + self.rate * ((targets - self.mean_loss) / scale).clamp(-5, 5)
         self.log_price.copy_(moved.clamp(math.log(1e-8), math.log(1e-1)))
 
+    @torch.no_grad()
+    def halve(self, rows: Tensor) -> None:
+        """Halve the prices of circuits `(P,)` that collapsed, and forget their losses."""
+        self.log_price[rows] -= 0.0 if self.is_fixed else math.log(2)
+        self.mean_loss[rows] = torch.nan
+
 
 class Found(NamedTuple):
     """The sizes of circuits, `(P,)`; -1 where no evaluated size reaches the target."""

@@ -1,6 +1,7 @@
 """The tasks of circuits as a DataModule: three disjoint sets of images of each, in memory."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,9 +68,9 @@ class TaskData(LightningDataModule):
         self.data = data
         chosen = tasks or [Task("rest", (c,)) for c in range(data.n_classes)]
         for task in chosen:
-            if bad := [c for c in task.classes if not 0 <= c < data.n_classes]:
+            if bad := [c for c in (*task.classes, *task.against) if not 0 <= c < data.n_classes]:
                 raise UserError(f"task {task.readout}: class {bad[0]} is none of {data.n_classes}, which count from 0")
-        controls = [Task(t.readout, t.classes, nonsense=True) for t in chosen if t.readout != "kl" and not t.nonsense]
+        controls = [replace(t, nonsense=True) for t in chosen if t.readout != "kl" and not t.nonsense]
         self.tasks = chosen + (controls if nonsense else [])
         self.sizes = {"train": train_images, "select": select_images, "report": report_images}
         self.seed = seed

@@ -25,11 +25,13 @@ class Task:
     Args:
         readout: What is read off the logits.
         classes: The classes by number: one of `rest`, two of `pair`, several of `among`, none of `kl`.
+        against: Classes that the contrast images of `rest` are drawn from, such as its siblings; all others by default.
         nonsense: A control: the labels are permuted among the images, so that there is nothing to find.
     """
 
     readout: Readout
     classes: tuple[int, ...] = ()
+    against: tuple[int, ...] = ()
     nonsense: bool = False
 
     def __post_init__(self) -> None:
@@ -39,6 +41,10 @@ class Task:
         if not fits or len(set(self.classes)) != n:
             wanted = {"rest": "one class", "pair": "two classes", "among": "two classes or more", "kl": "no class"}
             raise UserError(f"task {self.readout} takes {wanted[self.readout]}, got {list(self.classes)}")
+        if self.against and (self.readout != "rest" or self.classes[0] in self.against):
+            raise UserError(
+                f"task {self.readout} of {list(self.classes)}: `against` is for other classes, and for rest"
+            )
         if self.nonsense and self.readout == "kl":
             raise UserError("task kl has no labels that could be nonsense")
 
@@ -94,7 +100,7 @@ def _groups(task: Task, labels: Tensor) -> list[Tensor]:
     """Return which images belong to each side."""
     if task.readout == "rest":
         own = labels == task.classes[0]
-        return [own, ~own]
+        return [own, torch.isin(labels, torch.tensor(task.against)) if task.against else ~own]
     return [labels == c for c in task.classes]
 
 
@@ -146,8 +152,9 @@ def _score(task: Task, z: Tensor) -> Tensor:
 def name_of(task: Task, class_names: Sequence[str]) -> str:
     """Return what a person calls a task."""
     named = [class_names[c] for c in task.classes]
+    others = " or ".join(class_names[c] for c in task.against)
     text = {
-        "rest": f"{named[0]} or not" if named else "",
+        "rest": f"{named[0]} or {others or 'not'}" if named else "",
         "pair": " or ".join(named),
         "among": "among " + ", ".join(named),
         "kl": "all predictions",

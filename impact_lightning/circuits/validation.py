@@ -1,7 +1,7 @@
 """Validation: the smallest circuit of each task, and everything that could show that it is none."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from impact_lightning.circuits.controls import areas, faithfulness, p_value, random_circuits
 from impact_lightning.circuits.edges import EdgeCounts, Wiring, count_edges, wiring
-from impact_lightning.circuits.evaluation import Evaluation, Scores
+from impact_lightning.circuits.evaluation import Evaluation, Filling, Scores
 from impact_lightning.circuits.live import live_nodes
+from impact_lightning.circuits.minimality import Minimality, clean, minimality
 from impact_lightning.circuits.nodes import Nodes
-from impact_lightning.circuits.size import Found, Target, ranking, smallest_circuits
+from impact_lightning.circuits.size import Found, ranking, smallest_circuits
+from impact_lightning.metrics.bootstrap import interval_of_mean
+from impact_lightning.results import Interval
 
-SURE = 3.0  # standard errors by which a model must be better than constants, to be able to do a task
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the nodes, of the faithfulness curve
+RELAXED = (0.25, 0.5, 0.75)  # shares of the complement that are ablated
+Row = dict[str, float]  # scores of one circuit by name
 
 
 @dataclass(frozen=True)
@@ -23,76 +27,71 @@ class Validated:
     """What is known of one circuit; scores are of images that had no part in learning it or in its size.
 
     Args:
+        task: Number of its task.
+        switches: Which of its switches are on, bool `(n_switches,)`.
         mask: Its nodes, bool `(n,)`.
         reached: Whether any size reached the target on the images that sizes are chosen on.
         target: The loss that it had to reach.
         sizes: The smallest size that reached it, and the smallest from which on all do, in switches.
-        alone: Everything else is ablated.
-        without: Only the circuit is ablated.
-        full: The whole model.
-        empty: Nothing is left but constants.
+        scores: By condition: the circuit `alone`, the model `without` it, the `full` model, the `empty` circuit, as
+            many switches `by_gradient` and `by_magnitude`, and the circuit where its complement is treated otherwise.
+        intervals: Of the losses of some conditions.
         random_alone: Losses of circuits as large in every site, drawn at random.
-        random_without: Losses without these.
-        by_gradient: The same number of switches, those of the largest attribution.
+        random_without: Losses without others, drawn outside of the circuit as far as sites have as many.
         cpr: Area under the faithfulness curve.
         cmd: Area between that curve and 1.
+        minimality: What its nodes are there for one by one.
+        elsewhere: By how much the loss of other tasks rises without it, on average.
     """
 
-    mask: Tensor
+    task: int
+    switches: Tensor = field(repr=False)
+    mask: Tensor = field(repr=False)
     reached: bool
     target: float
     sizes: tuple[int, int]
-    alone: dict[str, float]
-    without: dict[str, float]
-    full: dict[str, float]
-    empty: dict[str, float]
+    scores: dict[str, Row]
+    intervals: dict[str, Interval]
     random_alone: Tensor = field(repr=False)
     random_without: Tensor = field(repr=False)
-    by_gradient: dict[str, float]
     cpr: float
     cmd: float
+    minimality: Minimality
+    elsewhere: float
 
     @property
     def p_sufficient(self) -> float:
         """Share of random circuits that do as well alone."""
-        return p_value(self.alone["loss"], self.random_alone, lower_is_better=True)
+        return p_value(self.scores["alone"]["loss"], self.random_alone, lower_is_better=True)
 
     @property
     def p_necessary(self) -> float:
         """Share of random circuits that are missed as much."""
-        return p_value(self.without["loss"], self.random_without, lower_is_better=False)
+        return p_value(self.scores["without"]["loss"], self.random_without, lower_is_better=False)
 
     @property
     def ncq(self) -> float:
         """Accuracy kept times the share of nodes left out."""
-        if not self.full["accuracy"]:
-            return math.nan
-        return self.alone["accuracy"] / self.full["accuracy"] * (1 - float(self.mask.double().mean()))
+        full = self.scores["full"]["accuracy"]
+        kept = self.scores["alone"]["accuracy"] / full if full else math.nan
+        return kept * (1 - float(self.mask.double().mean()))
 
     @property
-    def verdict(self) -> str:
-        """Say in words what it is."""
-        by_chance, n = self.empty["accuracy"], self.full["images"]
-        if self.full["accuracy"] - by_chance < SURE * math.sqrt(0.25 / n):
-            return "the model cannot do it"
-        if not self.reached:
-            return "no size reaches the target"
-        if not bool(self.mask.any()):
-            return "constants reach the target"
-        if self.p_sufficient > 0.05:
-            return "no better than chance"
-        return "sufficient, necessary" if self.p_necessary <= 0.05 else "sufficient only"
+    def completeness(self) -> float:
+        """Faithfulness of the complement: what the circuit has missed, 0 if nothing."""
+        margins = [torch.tensor(self.scores[name]["margin"]) for name in ("without", "full", "empty")]
+        return float(faithfulness(*margins))
 
 
 class Validator:
-    """Validates circuits.
+    """Validates circuits of one model.
 
     Args:
         model: The model.
         nodes: Its nodes.
-        constants: What replaces nodes `(1 or T, n)`.
         select: Evaluates on the images that sizes are chosen on.
         report: Evaluates on those that are reported on.
+        fillings: Other ways to fill nodes that are off, by name, under which circuits are looked at again.
         draws: Random circuits for each.
         seed: Their seed.
     """
@@ -101,101 +100,174 @@ class Validator:
         self,
         model: nn.Module,
         nodes: Nodes,
-        constants: Tensor,
         select: Evaluation,
         report: Evaluation,
+        fillings: Mapping[str, Filling],
         *,
         draws: int = 20,
         seed: int = 0,
     ) -> None:
         self.nodes = nodes
-        self.constants = constants
         self.select = select
         self.report = report
+        self.fillings = fillings
         self.draws = draws
         self.seed = seed
         self.wiring: Wiring = wiring(model, nodes)
 
-    def sizes(self, scores: Tensor, tasks: Sequence[int], target: Target) -> tuple[Found, Tensor]:
-        """Return the sizes of circuits `(P,)`, and their targets; chosen on images that are not reported on.
+    def sizes(self, scores: Tensor, tasks: Sequence[int], filling: Filling, targets: Tensor) -> Found:
+        """Return the sizes at which circuits reach their targets, `(P,)`; chosen on images that are not reported on.
 
         Args:
             scores: Switches of larger scores are kept first, `(P, n_switches)`.
             tasks: The task of each circuit.
-            target: What they have to reach.
+            filling: What nodes that are off hold.
+            targets: The loss that each has to reach, `(P,)`.
         """
-        every = list(range(len(self.select.tasks)))
-        nothing = torch.zeros(len(every), self.nodes.n, dtype=torch.bool)
-        targets = target.of(self.select.whole().loss, self.select(nothing, every, self.constants).loss)[list(tasks)]
         place = ranking(scores)  # (P, n_switches)
 
         def losses(circuits: Tensor, sizes: Tensor) -> Tensor:
             masks = self.nodes.expand(place[circuits] < sizes[:, None])
-            return self.select(masks, [tasks[p] for p in circuits.tolist()], self.constants).loss
+            return self.select(
+                masks, [tasks[p] for p in circuits.tolist()], of_circuits(filling, circuits.tolist())
+            ).loss
 
-        return smallest_circuits(losses, self.nodes.n_switches, targets), targets
+        return smallest_circuits(losses, self.nodes.n_switches, targets)
 
-    def __call__(self, scores: Tensor, gradients: Tensor, tasks: Sequence[int], target: Target) -> list[Validated]:
-        """Return what is known of circuits.
+    def at(self, scores: Tensor, size: int, task: int, filling: Filling) -> float:
+        """Return the loss of the circuit of a given number of switches, those of the largest scores `(1, n)`."""
+        mask = self.nodes.expand(ranking(scores) < size)
+        return float(self.report(mask, [task], filling).loss)
+
+    def __call__(
+        self,
+        scores: Tensor,
+        rivals: Mapping[str, Tensor],
+        tasks: Sequence[int],
+        elsewhere: Sequence[int],
+        filling: Filling,
+        targets: Tensor,
+    ) -> Iterator[Validated]:
+        """Yield what is known of circuits, one by one.
 
         Args:
             scores: Of switches `(P, n_switches)`.
-            gradients: Attribution of switches to the loss of each circuit's task `(P, n_switches)`.
+            rivals: Other scores of switches by name, `(P, n_switches)` each: circuits of the same size.
             tasks: The task of each circuit.
-            target: The loss that they have to reach.
+            elsewhere: The tasks that are looked at without a circuit, but for its own.
+            filling: What nodes that are off hold.
+            targets: The loss that each circuit has to reach, `(P,)`.
         """
-        found, targets = self.sizes(scores, tasks, target)
+        found = self.sizes(scores, tasks, filling, targets)
         sizes = torch.where(found.smallest < 0, self.nodes.n_switches, found.smallest)
-        masks = self.nodes.expand(ranking(scores) < sizes[:, None])  # (P, n)
-        rivals = self.nodes.expand(ranking(gradients) < sizes[:, None])
-        nothing = torch.zeros_like(masks)
-        alone, without, empty, by_gradient = (
-            self.report(part, tasks, self.constants) for part in (masks, ~masks, nothing, rivals)
-        )
-        whole = self.report.whole()
-        validated = []
         for p, task in enumerate(tasks):
-            drawn_alone, drawn_without = self._random(masks[p], task)
-            cpr, cmd = self._areas(ranking(scores[p : p + 1]), task)
-            validated.append(
-                Validated(
-                    mask=masks[p],
-                    reached=int(found.smallest[p]) >= 0,
-                    target=float(targets[p]),
-                    sizes=(int(found.smallest[p]), int(found.safe[p])),
-                    alone=_row(alone, p),
-                    without=_row(without, p),
-                    full=_row(whole, task),
-                    empty=_row(empty, p),
-                    random_alone=drawn_alone,
-                    random_without=drawn_without,
-                    by_gradient=_row(by_gradient, p),
-                    cpr=cpr,
-                    cmd=cmd,
-                )
+            own = of_circuits(filling, [p])
+            switches = ranking(scores[p : p + 1])[0] < sizes[p]
+            if int(found.smallest[p]) > 0:
+                switches = clean(switches, self.nodes, self.select, task, own, float(targets[p]))
+            as_large = {
+                name: self.nodes.expand(ranking(other[p : p + 1]) < int(switches.sum()))
+                for name, other in rivals.items()
+            }
+            yield self._validate(
+                switches,
+                as_large,
+                task,
+                [other for other in elsewhere if other != task],
+                own,
+                curve=ranking(scores[p : p + 1]),
+                reached=int(found.smallest[p]) >= 0,
+                target=float(targets[p]),
+                sizes=(int(found.smallest[p]), int(found.safe[p])),
             )
-        return validated
 
-    def _random(self, mask: Tensor, task: int) -> tuple[Tensor, Tensor]:
-        """Return the losses of random circuits alone, and of the model without them."""
-        drawn = random_circuits(mask, self.nodes, self.draws, seed=self.seed)
-        tasks = [task] * self.draws
-        return self.report(drawn, tasks, self.constants).loss, self.report(~drawn, tasks, self.constants).loss
+    def _validate(
+        self,
+        switches: Tensor,
+        rivals: Mapping[str, Tensor],
+        task: int,
+        elsewhere: Sequence[int],
+        filling: Filling,
+        *,
+        curve: Tensor,
+        reached: bool,
+        target: float,
+        sizes: tuple[int, int],
+    ) -> Validated:
+        mask = self.nodes.expand(switches[None])  # (1, n)
+        conditions = {
+            "alone": self.report(mask, [task], filling),
+            "without": self.report(~mask, [task], filling),
+            "empty": self.report(torch.zeros_like(mask), [task], filling),
+            **{name: self.report(rival, [task], filling) for name, rival in rivals.items()},
+            **{name: self.report(mask, [task], other) for name, other in self.fillings.items()},
+            **self._relaxed(switches, task, filling),
+        }
+        drawn, others_drawn = (
+            self.nodes.expand(random_circuits(switches, self.nodes, self.draws, seed=self.seed, outside=outside))
+            for outside in (False, True)
+        )
+        same = [task] * self.draws
+        cpr, cmd = self._areas(curve, task, filling)
+        whole = self.report.whole()
+        others = list(elsewhere)
+        rise = self.report((~mask).expand(len(others), -1), others, filling).loss - whole.loss[others]
+        return Validated(
+            task=task,
+            switches=switches,
+            mask=mask[0],
+            reached=reached,
+            target=target,
+            sizes=sizes,
+            scores={"full": _row(whole, task), **{name: _row(scores, 0) for name, scores in conditions.items()}},
+            intervals={
+                "full": interval_of_mean(whole.losses[task], what="images", seed=self.seed),
+                **{
+                    name: interval_of_mean(conditions[name].losses[0], what="images", seed=self.seed)
+                    for name in ("alone", "without")
+                },
+            },
+            random_alone=self.report(drawn, same, filling).loss,
+            random_without=self.report(~others_drawn, same, filling).loss,
+            cpr=cpr,
+            cmd=cmd,
+            minimality=minimality(switches, self.nodes, self.report, task, filling, seed=self.seed),
+            elsewhere=float(rise.mean()),
+        )
 
-    def _areas(self, place: Tensor, task: int) -> tuple[float, float]:
+    def _relaxed(self, switches: Tensor, task: int, filling: Filling) -> dict[str, Scores]:
+        """Return scores where a random share of the complement is ablated: ablations that cancel show in between."""
+        order = torch.rand(len(switches), generator=torch.Generator().manual_seed(self.seed)).argsort().argsort()
+        order = torch.where(switches, -1, order)  # (n_switches,)
+        left = order[order >= 0].sort().values
+        found = {}
+        for share in RELAXED:
+            first = left[round(share * (len(left) - 1))] if len(left) else 0  # places from here on stay
+            mask = self.nodes.expand(((order < 0) | (order >= first))[None])
+            found[f"{share:.0%} of the complement ablated"] = self.report(mask, [task], filling)
+        return found
+
+    def _areas(self, place: Tensor, task: int, filling: Filling) -> tuple[float, float]:
         """Return CPR and CMD of nested circuits."""
         sizes = (torch.tensor(SHARES, dtype=torch.float64) * self.nodes.n_switches).round().long()
         masks = self.nodes.expand(place < sizes[:, None])
         ends = torch.zeros(1, self.nodes.n, dtype=torch.bool)
-        margins = self.report(torch.cat([masks, ends]), [task] * (len(sizes) + 1), self.constants).margin
+        margins = self.report(torch.cat([masks, ends]), [task] * (len(sizes) + 1), filling).margin
         curve = faithfulness(margins[:-1], self.report.whole().margin[task], margins[-1])
         return areas(torch.tensor(SHARES, dtype=torch.float64), curve)
 
-    def counts(self, masks: Tensor) -> tuple[EdgeCounts, Tensor]:
+    def counts(self, masks: Tensor, constants: Tensor) -> tuple[EdgeCounts, Tensor]:
         """Return nodes and edges of circuits `(P, n)`, and how many of their nodes are live `(P,)`."""
-        live = live_nodes(self.wiring, masks, self.constants.mean(0))
+        live = live_nodes(self.wiring, masks, constants.mean(-2))
         return count_edges(self.wiring, masks), live.sum(1)
 
 
-def _row(scores: Scores, p: int) -> dict[str, float]:
-    return {name: float(column[p]) for name, column in scores._asdict().items()}
+def of_circuits(filling: Filling, circuits: Sequence[int]) -> Filling:
+    """Return what nodes of some circuits hold; constants of one circuit are `(1 or T, n)`."""
+    if not isinstance(filling, Tensor) or filling.ndim == 2:
+        return filling
+    return filling[circuits[0]] if len(circuits) == 1 else filling[list(circuits)]
+
+
+def _row(scores: Scores, p: int) -> Row:
+    return {name: float(column[p]) for name, column in scores._asdict().items() if name != "losses"}

@@ -1,0 +1,54 @@
+"""Verdict: what all checks together say of a circuit, in words."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from impact_lightning.circuits.validation import Validated
+
+SURE = 3.0  # standard errors by which a model must be better than constants, to be able to do a task
+PASSED = "passes every check"
+LEVEL = 0.05  # of p-values
+DRAWS = math.ceil(1 / LEVEL) - 1  # random circuits without which no p-value can reach that
+
+
+class Control(NamedTuple):
+    """A circuit that was learnt where there is nothing to find."""
+
+    loss: float  # at the size of the circuit that it controls
+    smallest: int  # switches at which it reaches the target, or -1 where none does
+
+
+def verdict(one: Validated, controls: Mapping[str, Control], stability: tuple[float, float] | None) -> str:
+    """Say what a circuit is, or which checks it fails.
+
+    Args:
+        one: What is known of it.
+        controls: Circuits that were learnt where there is nothing to find.
+        stability: Its overlap with those of other seeds, and what is expected by chance; None of one seed.
+    """
+    full, empty = one.scores["full"], one.scores["empty"]
+    if full["accuracy"] - empty["accuracy"] < SURE * math.sqrt(0.25 / full["images"]):
+        return "the model cannot do it"
+    if not one.reached:
+        return "no size reaches the target"
+    if not bool(one.mask.any()):
+        return "constants reach the target"
+    failed = {
+        "sufficiency": one.p_sufficient > LEVEL,
+        "necessity": one.p_necessary > LEVEL,
+        **{name: one.scores["alone"]["loss"] >= control.loss for name, control in controls.items()},
+        "stability": stability is not None and stability[0] <= stability[1],
+    }
+    names = [name for name, is_failed in failed.items() if is_failed]
+    return "fails " + ", ".join(names) if names else PASSED
+
+
+def remarks(one: Validated) -> tuple[str, ...]:
+    """Return what a reader of a circuit's numbers has to know."""
+    found = []
+    if one.target < one.scores["full"]["loss"]:
+        found.append("the target is below the whole model's loss")
+    if one.reached and one.sizes[0] < one.sizes[1]:
+        found.append(f"larger circuits, up to {one.sizes[1]} switches, do not all reach the target")
+    return tuple(found)
