@@ -22,6 +22,7 @@ from impact_lightning.types import UserError
 from .abs_topk import STATE, ActivationTopK
 from .sites import check_supported, unwrap
 
+HEADS = ("head.", "head_dist.")  # a distilled model has two
 ModelArgs = dict[str, int | float | bool | str | None]
 
 
@@ -39,6 +40,8 @@ class Backbone:
         model_args: Changes to the architecture, passed on to timm: `img_size`, `patch_size`, `embed_dim`, `depth`, ...
         num_classes: Number of classes of the head; by default what the name says.
         activation_topk: Activation sparsity at the eight sites of every block; none by default.
+        head: File of a fit with `train_only: [head]`, whose head takes the place of the one in `weights`: a probe for
+            other classes, such as another factor of a scene.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Backbone:
     model_args: ModelArgs = field(default_factory=dict)
     num_classes: int | None = None
     activation_topk: ActivationTopK | None = None
+    head: Path | None = None
 
     def build(self) -> VisionTransformer:
         """Return the model with its weights, in training mode as timm makes it."""
@@ -65,7 +69,9 @@ class Backbone:
         if self.activation_topk is not None:
             self.activation_topk.attach(model)
         if self.weights is not None:
-            load_weights(model, self.weights, new_head=self.new_head)
+            load_weights(model, self.weights, new_head=self.new_head or self.head is not None)
+        if self.head is not None:
+            load_head(model, self.head)
         return model
 
     def _check(self) -> None:
@@ -75,6 +81,8 @@ class Backbone:
             raise UserError(
                 f"pretrained and weights are both set: {self.name} can have its weights from one place only"
             )
+        if self.head is not None and self.weights is None and not self.pretrained:
+            raise UserError(f"{self.head} is the head of trained weights: set weights or pretrained beside head")
         # other arguments of create_model would load files or change the model class
         known = inspect.signature(VisionTransformer).parameters.keys() - {"num_classes"}
         for key in self.model_args.keys() - known:
@@ -93,9 +101,22 @@ def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> Non
     if STATE in expected:
         weights.setdefault(STATE, expected[STATE])  # dense weights can begin a sparse training
     if new_head:
-        heads = ("head.", "head_dist.")  # a distilled model has two
-        weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
-        weights |= {name: value for name, value in expected.items() if name.startswith(heads)}
+        weights = {name: value for name, value in weights.items() if not name.startswith(HEADS)}
+        weights |= {name: value for name, value in expected.items() if name.startswith(HEADS)}
+    _load(model, weights, path, hint="; new_head: true leaves its head out")
+
+
+def load_head(model: nn.Module, path: Path) -> None:
+    """Load the head alone; it has to fit, and what else is in the file is left out."""
+    head = {name: value for name, value in read_weights(path).items() if name.startswith(HEADS)}
+    if not head:
+        raise UserError(f"{path} has no head: no key begins with {' or '.join(HEADS)}")
+    rest = {name: value for name, value in model.state_dict().items() if not name.startswith(HEADS)}
+    _load(model, rest | head, path, hint="; it was trained for other classes")
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], path: Path, *, hint: str) -> None:
+    expected = model.state_dict()
     misfits = {
         "missing": expected.keys() - weights.keys(),
         "unexpected": weights.keys() - expected.keys(),
@@ -107,8 +128,7 @@ def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> Non
     }
     if any(misfits.values()):
         found = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in misfits.items() if keys)
-        hint = "; new_head: true leaves its head out" if "head.weight" in found else ""
-        raise UserError(f"{path} does not fit the model ({found}){hint}")
+        raise UserError(f"{path} does not fit the model ({found}){hint if 'head.weight' in found else ''}")
     model.load_state_dict(weights)
 
 

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-LOST = 0.5  # of the way from the target to the empty circuit: a circuit whose mean loss is beyond has collapsed
+LOST = 0.5  # of the way from the target to the empty circuit: beyond, a step is lost
+STEPS = 3  # lost in a row make a collapse: one alone may be an unlucky batch
 
 
 class LastGood(nn.Module):
-    """The thresholds at which each circuit last reached its target.
+    """The thresholds at which each circuit last reached its target, and how many steps were lost since.
 
     A node that is off has a gradient only while something that it feeds is on. Where a step turns off two nodes of a
     chain, neither comes back, and the price of nodes then turns off all others.
@@ -18,11 +19,13 @@ class LastGood(nn.Module):
 
     thresholds: Tensor
     is_known: Tensor
+    lost: Tensor
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
         self.register_buffer("thresholds", torch.zeros(shape))
         self.register_buffer("is_known", torch.zeros(shape[0], dtype=torch.bool))
+        self.register_buffer("lost", torch.zeros(shape[0], dtype=torch.int64))
 
     @torch.no_grad()
     def keep(self, thresholds: Tensor, reached: Tensor) -> None:
@@ -30,9 +33,13 @@ class LastGood(nn.Module):
         self.thresholds[reached] = thresholds[reached]
         self.is_known |= reached
 
-    def collapsed(self, mean_loss: Tensor, targets: Tensor, empty: Tensor) -> Tensor:
-        """Return which circuits are lost, `(P,)`; the empty circuit's loss may itself be below the target."""
-        return self.is_known & (mean_loss > targets + LOST * (empty - targets).clamp_min(1e-3))
+    def collapsed(self, losses: Tensor, targets: Tensor, empty: Tensor) -> Tensor:
+        """Return which circuits are lost after a step, `(P,)`; the empty circuit's loss may be below the target."""
+        beyond = losses > targets + LOST * (empty - targets).clamp_min(1e-3)
+        self.lost.copy_(torch.where(beyond, self.lost + 1, 0))
+        rows = self.is_known & (self.lost >= STEPS)
+        self.lost[rows] = 0
+        return rows
 
 
 @torch.no_grad()

@@ -77,10 +77,12 @@ class Learner(nn.Module):
             self.shifts = nn.Parameter(torch.zeros(len(circuits), nodes.n))  # of constants, in standard deviations
         self._gates = ExitStack()
         self._losses: Tensor
+        self._of_losses: Tensor
 
     def scores(self) -> Tensor:
-        """Return what switches are ranked by `(P, n_switches)`."""
-        return self.thresholds.detach().cpu()
+        """Return what switches are ranked by `(P, n_switches)`; where the last step was lost, as before."""
+        lost = (self.good.is_known & (self.good.lost > 0))[:, None]
+        return torch.where(lost, self.good.thresholds, self.thresholds.detach()).cpu()
 
     def constants(self, means: Means) -> Tensor:
         """Return what replaces nodes, `(1 or T, n)`, or for each circuit where constants are learnt `(P, 1, n)`."""
@@ -134,6 +136,7 @@ class Learner(nn.Module):
         if not losses.isfinite().all():
             raise UserError(f"{self.name}: the loss of a circuit is not finite at step {step}: lower model.lr")
         self._losses = all_sum(losses.detach()) / world
+        self._of_losses = self.thresholds.detach().clone()  # those that the losses are of: a step may ruin them
         return (losses + self.prices().to(losses.dtype) * sizes.sum(1)).sum()
 
     def _logits(self, masks: Tensor, places: Tensor, donors: Tensor) -> Tensor:
@@ -177,8 +180,8 @@ class Learner(nn.Module):
         prices.move(self._losses, goal.target, goal.full, progress=progress)
         if self.how.penalty is not None:
             return  # at a fixed price there is no loss that has to be kept
-        self.good.keep(self.thresholds, (self._losses <= goal.target) & (prices.mean_loss <= goal.target))
-        rows = self.good.collapsed(prices.mean_loss, goal.target, goal.empty)
+        self.good.keep(self._of_losses, (self._losses <= goal.target) & (prices.mean_loss <= goal.target))
+        rows = self.good.collapsed(self._losses, goal.target, goal.empty)
         if rows.any():
             set_back(self.thresholds, self.good, rows, optimizer)
             prices.halve(rows)

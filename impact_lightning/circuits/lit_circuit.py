@@ -237,7 +237,8 @@ class LitCircuit(LightningModule):
         """Return AdamW, whose learning rate falls to 0 in a straight line."""
         how = self.learning
         parameters = [p for name in self.names for p in self.learner(name).parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, how.lr, how.betas, weight_decay=how.weight_decay)
+        # of most switches the gradient is their price alone, which may be 1e-8: it has to count
+        optimizer = torch.optim.AdamW(parameters, how.lr, how.betas, eps=1e-15, weight_decay=how.weight_decay)
         total = total_steps(self.trainer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -36,6 +36,9 @@ class Target:
         return full + (self.value if self.kind == "above" else self.value * (empty - full))
 
 
+CHEAPEST, DEAREST = 1e-8, 1e-1
+
+
 class Prices(nn.Module):
     """The price of a node in each circuit: fixed, or moved until the circuit's loss is the target (dual ascent).
 
@@ -81,12 +84,12 @@ class Prices(nn.Module):
             return
         scale = (targets - full).clamp_min(1e-3)
         moved = self.log_price + self.rate * ((targets - self.mean_loss) / scale).clamp(-5, 5)
-        self.log_price.copy_(moved.clamp(math.log(1e-8), math.log(1e-1)))
+        self.log_price.copy_(moved.clamp(math.log(CHEAPEST), math.log(DEAREST)))
 
     @torch.no_grad()
     def halve(self, rows: Tensor) -> None:
         """Halve the prices of circuits `(P,)` that collapsed, and forget their losses."""
-        self.log_price[rows] -= 0.0 if self.is_fixed else math.log(2)
+        self.log_price[rows] = (self.log_price[rows] - math.log(2)).clamp_min(math.log(CHEAPEST))
         self.mean_loss[rows] = torch.nan
 
 

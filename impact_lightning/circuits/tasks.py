@@ -154,7 +154,7 @@ def name_of(task: Task, class_names: Sequence[str]) -> str:
     named = [class_names[c] for c in task.classes]
     others = " or ".join(class_names[c] for c in task.against)
     text = {
-        "rest": f"{named[0]} or {others or 'not'}" if named else "",
+        "rest": f"{named[0]} against {others}" if others else f"{named[0]} or not" if named else "",
         "pair": " or ".join(named),
         "among": "among " + ", ".join(named),
         "kl": "all predictions",

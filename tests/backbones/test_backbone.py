@@ -227,6 +227,23 @@ def test_a_new_head_begins_anew_and_the_rest_is_loaded(tmp_path: Path) -> None:
     assert all(torch.equal(new[name], value) for name, value in old.state_dict().items() if "head" not in name)
 
 
+def test_a_probe_takes_the_place_of_the_head(tmp_path: Path) -> None:
+    old = small(num_classes=7).build()
+    probe = torch.nn.Linear(old.embed_dim, 3)
+    path = save_safetensors(old.state_dict(), tmp_path)
+    head = tmp_path / "probe.ckpt"  # as `fit` with train_only: [head] writes it
+    torch.save({"state_dict": {f"model.head.{name}": value for name, value in probe.state_dict().items()}}, head)
+    new = small(num_classes=3, weights=path, head=head).build().state_dict()
+    assert torch.equal(new["head.weight"], probe.weight)
+    assert all(torch.equal(new[name], value) for name, value in old.state_dict().items() if "head" not in name)
+    with pytest.raises(ValueError, match="trained for other classes"):
+        small(num_classes=4, weights=path, head=head).build()
+    with pytest.raises(ValueError, match="beside head"):
+        small(num_classes=3, head=head).build()
+    with pytest.raises(ValueError, match="has no head"):
+        small(num_classes=3, weights=path, head=save_torch({"norm.weight": torch.ones(2)}, tmp_path)).build()
+
+
 def test_layer_scale_is_found_under_the_name_that_deit3_gave_it(tmp_path: Path) -> None:
     scaled = small(model_args={**SMALL, "init_values": 0.5}).build()
     published = {

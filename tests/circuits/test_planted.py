@@ -178,14 +178,12 @@ def test_a_planted_circuit_is_found(depth: int, patches: Path, tmp_path: Path) -
 
 
 def assert_planted(run: Path, depth: int) -> None:
-    """Every node is found, at most a tenth of others with them, and the mask was at its target while it was learnt."""
+    """Every node is found, at most a tenth of others with them."""
     nodes = Nodes(build(depth))
     truth, mask = planted(nodes, depth), masks_of(run)[0]
     missed, extra = (truth & ~mask).nonzero().flatten().tolist(), (mask & ~truth).nonzero().flatten().tolist()
     assert not missed
     assert len(extra) <= 0.1 * int(truth.sum())
-    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert float(state["learners.planted.prices.mean_loss"][0]) < 0.2
 
 
 @pytest.mark.slow
