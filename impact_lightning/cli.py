@@ -21,6 +21,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from impact_lightning.activations.cached import CachedActivations as CachedActivations
 from impact_lightning.activations.extract import extract
 from impact_lightning.activations.live import LiveActivations as LiveActivations
+from impact_lightning.attribution.lit_attribution import LitAttribution as LitAttribution
 from impact_lightning.backbones.classifier import LitClassifier as LitClassifier  # imported: short names work
 from impact_lightning.circuits.lit_circuit import LitCircuit as LitCircuit
 from impact_lightning.circuits.task_data import TaskData as TaskData
@@ -49,6 +50,7 @@ from impact_lightning.sparsity.weight_sparse import WeightSparse as WeightSparse
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
 from impact_lightning.training.circuit_files import CircuitFiles
 from impact_lightning.training.feature_pictures import FeaturePictures
+from impact_lightning.training.map_files import MapFiles
 from impact_lightning.training.predictions import PredictionWriter
 from impact_lightning.training.progress import Progress
 from impact_lightning.training.rehearsal import is_rehearsal
@@ -153,7 +155,7 @@ class CLI(LightningCLI):
             raise UserError("trainer.log_every_n_steps must be at least 1; trainer.logger: false logs nothing")
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         ours = [StepSeed(self._get(self.config, "seed_everything")), Throughput(), ResultsWriter(), PredictionWriter()]
-        ours += [KeepMasks(), FeaturePictures(), UnitPictures(), CircuitFiles()]
+        ours += [KeepMasks(), FeaturePictures(), UnitPictures(), CircuitFiles(), MapFiles()]
         if config.get("enable_progress_bar") is not False:
             ours.append(Progress())
         config["callbacks"] = [*_as_list(config.get("callbacks")), *ours]

@@ -1,12 +1,13 @@
 """Ranks of a process group: the same code runs with and without one."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T", bound=Hashable)
+Part = TypeVar("Part")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -33,3 +34,13 @@ def all_union(own: set[T]) -> set[T]:
     parts: list[set[T]] = [set() for _ in range(world)]
     dist.all_gather_object(parts, own)
     return set().union(*parts)
+
+
+def all_in_turns(own: Sequence[Part]) -> list[Part]:
+    """Return the parts of all ranks in order, where rank r made those at r, r + world, r + 2 world, ..."""
+    _, world = rank_and_world()
+    if world == 1:
+        return list(own)
+    parts: list[Sequence[Part]] = [[] for _ in range(world)]
+    dist.all_gather_object(parts, own)
+    return [parts[i % world][i // world] for i in range(sum(map(len, parts)))]

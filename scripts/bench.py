@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from bench_activations import extract_speed, shards
 from bench_circuits import circuit
+from bench_curves import curves
 from bench_images import images
 from bench_neurons import selectivity
+from bench_relevance import relevance
 from bench_sae import sae, together
 from bench_scenes import scenes
 from bench_sparsity import sparse_train, wanda
@@ -34,6 +36,8 @@ BENCHMARKS: dict[str, Callable[..., Mapping[str, Any] | Sequence[Mapping[str, An
     "together": together,
     "selectivity": selectivity,
     "circuit": circuit,
+    "curves": curves,
+    "relevance": relevance,
     "wanda": wanda,
     "sparse-train": sparse_train,
 }

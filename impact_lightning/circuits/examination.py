@@ -12,12 +12,14 @@ from impact_lightning.circuits.learner import Goal, Learner
 from impact_lightning.circuits.means import CONSTANTS, Means
 from impact_lightning.circuits.overlap import of_seeds, of_tasks, overlap
 from impact_lightning.circuits.rankings import attributions, magnitudes
-from impact_lightning.circuits.resampling import Resampled
+from impact_lightning.circuits.resampling import Donor, Resampled
 from impact_lightning.circuits.size import Target
 from impact_lightning.circuits.task_data import TaskData
-from impact_lightning.circuits.tasks import Task
+from impact_lightning.circuits.tasks import Task, coin
 from impact_lightning.circuits.validation import Validated, Validator, of_circuits
 from impact_lightning.circuits.verdict import Control, verdict
+from impact_lightning.ranks import all_in_turns, rank_and_world
+from impact_lightning.types import UserError
 
 
 def filling_of(learner: Learner, means: Means, seed: int) -> Filling:
@@ -27,6 +29,8 @@ def filling_of(learner: Learner, means: Means, seed: int) -> Filling:
 
 def goals(learners: Sequence[Learner], means: Sequence[Means], data: TaskData, target: Target, seed: int) -> list[Goal]:
     """Return the losses of each model's circuits: of several models, each task has the largest target of theirs.
+
+    A constant answer may be worse than a coin's: the loss of the empty circuit is at most that.
 
     Those who control others have the goals of what they control: nonsense tasks that of the task that they are made
     of, models with permuted weights that of the model.
@@ -47,6 +51,9 @@ def goals(learners: Sequence[Learner], means: Sequence[Means], data: TaskData, t
         nothing = torch.zeros(n, learner.nodes.n, dtype=torch.bool)
         filling = Resampled("any", seed) if learner.how.ablation == "resample" else constants
         full, empty = select.whole().loss, select(nothing, range(n), filling).loss
+        empty = torch.minimum(empty, torch.tensor([coin(task) for task in data.tasks], dtype=empty.dtype))
+        if not (full.isfinite() & empty.isfinite()).all():
+            raise UserError(f"{learner.name}: losses of the whole model are not finite; its weights are damaged")
         found.append(Goal(target.of(full, empty)[of], full, empty))
     shared = torch.stack([goal.target for goal in found]).amax(0)
     return [goal._replace(target=shared) for goal in found]
@@ -90,27 +97,15 @@ class Examiner:
         validator = Validator(
             model, nodes, select, report, self._fillings(learner, means[0]), draws=self.draws, seed=self.seed
         )
-        filling, scores = filling_of(learner, means[0], self.seed), learner.scores()
         is_real = [p for p, circuit in enumerate(learner.circuits) if not data.tasks[circuit.task].nonsense]
         tasks = [learner.circuits[p].task for p in is_real]
-        constants = means[0].constants(learner.how.constant)
-        by_gradient = attributions(
-            model, nodes, data.tasks, data.images["train"], constants.to(learner.thresholds.device)
-        )
-        rivals = {
-            "by gradient": by_gradient.cpu()[tasks],
-            "by magnitude": magnitudes(model, nodes).expand(len(tasks), -1),
-        }
-        own = of_circuits(filling, is_real)
-        everything = sorted(set(tasks))
-        looked_at = validator(scores[is_real], rivals, tasks, everything, own, targets[tasks])
-        validated = list(self.track(looked_at, len(tasks), learner.name))
+        validated = self._validated(learner, is_real, means[0], validator, targets)
         controls = self._controls(learner, permuted, means, validator, targets, validated)
         masks = torch.stack([one.mask for one in validated])
         shown = learner.constants(means[0]).cpu()
         counts, live = validator.counts(masks, shown[is_real] if shown.ndim == 3 else shown)
         seeds = [learner.circuits[p].seed for p in is_real]
-        stability = {task: overlap(of_seeds(list(masks), tasks, task), validator.wiring) for task in everything}
+        stability = {task: overlap(of_seeds(list(masks), tasks, task), validator.wiring) for task in sorted(set(tasks))}
         overlaps = [None if (one := stability[task]) is None else (one.nodes, one.chance) for task in tasks]
         return ModelCircuits(
             model=learner.name,
@@ -125,17 +120,35 @@ class Examiner:
             verdicts=[verdict(*parts) for parts in zip(validated, controls, overlaps, strict=True)],
         )
 
+    def _validated(
+        self, learner: Learner, circuits: Sequence[int], means: Means, validator: Validator, targets: Tensor
+    ) -> list[Validated]:
+        """Return what is known of some circuits; each rank looks at a part of them."""
+        rank, world = rank_and_world()
+        own = list(circuits)[rank::world]
+        tasks = [learner.circuits[p].task for p in own]
+        constants = means.constants(learner.how.constant).to(learner.thresholds.device)
+        model, nodes = learner.model, learner.nodes
+        by_gradient = attributions(model, nodes, self.data.tasks, self.data.images["train"], constants).cpu()
+        rivals = {
+            "by gradient": by_gradient[tasks],
+            "by magnitude": magnitudes(model, nodes).expand(len(own), -1),
+        }
+        elsewhere = sorted({learner.circuits[p].task for p in circuits})
+        filling = of_circuits(filling_of(learner, means, self.seed), own) if own else torch.empty(1, nodes.n)
+        looked_at = validator(learner.scores()[own], rivals, tasks, elsewhere, filling, targets[tasks])
+        return all_in_turns(list(self.track(looked_at, len(own), learner.name) if own else []))
+
     def _fillings(self, learner: Learner, means: Means) -> dict[str, Filling]:
         """Return what else nodes that are off could hold, by name."""
         device = learner.thresholds.device
-        constants: dict[str, Filling] = {
-            f"off: {kind.replace('_', ' ')}": means.constants(kind).to(device)
+        others: dict[str, Filling] = {
+            kind.replace("_", " "): means.constants(kind).to(device)
             for kind in CONSTANTS
             if kind != learner.how.ablation
         }
-        for donor in ("any", "same", "other"):
-            constants[f"off: as in an image of {donor} side"] = Resampled(donor, self.seed)
-        return constants
+        names: dict[Donor, str] = {"any": "resampled", "same": "resampled same side", "other": "resampled other side"}
+        return {**others, **{name: Resampled(donor, self.seed) for donor, name in names.items()}}
 
     def _controls(
         self,

@@ -139,9 +139,7 @@ def _losses(one: Validated, finding: Callable[..., Finding]) -> Iterator[Finding
         null = nulls.get(name)
         if null is None and name not in ("full", "empty"):
             null = Null(one.scores["alone"]["loss"], "the circuit alone, as it was learnt")
-        yield finding(
-            f"loss_{name.replace(' ', '_').replace('%', '_percent')}", row["loss"], null, one.intervals.get(name)
-        )
+        yield finding(f"loss_{name.replace(' ', '_')}", row["loss"], null, one.intervals.get(name))
 
 
 def _overlap(measure: str, one: Overlap, of: str) -> Iterator[Finding]:

@@ -134,7 +134,7 @@ class Learner(nn.Module):
         # ranks may have unlike shares of an odd step, and their gradients are averaged: not the mean of each
         losses = self._judged(logits, targets, self._whole(places)) * (world / self.how.batch)
         if not losses.isfinite().all():
-            raise UserError(f"{self.name}: the loss of a circuit is not finite at step {step}: lower model.lr")
+            raise UserError(f"{self.name}: the loss of a circuit is not finite at step {step}: lower model.learning.lr")
         self._losses = all_sum(losses.detach()) / world
         self._of_losses = self.thresholds.detach().clone()  # those that the losses are of: a step may ruin them
         return (losses + self.prices().to(losses.dtype) * sizes.sum(1)).sum()

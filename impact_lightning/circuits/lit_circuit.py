@@ -19,6 +19,7 @@ from torch import Tensor
 from impact_lightning.activations.image_reader import ImageReader
 from impact_lightning.backbones import Backbone, fingerprint
 from impact_lightning.backbones.image_size import check_image_size
+from impact_lightning.backbones.named import check_models
 from impact_lightning.circuits.controls import permute_weights
 from impact_lightning.circuits.examination import Examiner, goals
 from impact_lightning.circuits.findings import Finding, ModelCircuits, comparison, findings
@@ -74,11 +75,7 @@ class LitCircuit(LightningModule):
         permuted_weights: bool = True,
     ) -> None:
         super().__init__()
-        if not models:
-            raise UserError("model.models is empty: name at least one model, such as dense: {name: ..., weights: ...}")
-        for name, backbone in models.items():
-            if backbone.weights is None and not backbone.pretrained:
-                raise UserError(f"model.models.{name} would have random weights: set its weights, or pretrained")
+        check_models(models, n_classes)
         for key, value, fits in (
             ("seeds", seeds, seeds is None or (len(seeds) > 0 and min(seeds) >= 0 and len(set(seeds)) == len(seeds))),
             ("mean_images", mean_images, mean_images >= 1),
@@ -129,8 +126,10 @@ class LitCircuit(LightningModule):
         """Make a mask for each model, task and seed, before a checkpoint is read."""
         if stage in ("validate", "predict"):
             raise UserError(f"LitCircuit has nothing to {stage}: run `fit`, then `test`")
-        for name, backbone in self.backbones.items():
-            check_image_size(self.models[_key(name)], backbone.name, self.data.data.image_shape)
+        for name in self.backbones:
+            check_image_size(self.models[_key(name)], f"model.models.{name}", self.data.data.image_shape)
+        if self.permuted_weights and all(task.readout == "kl" for task in self.data.tasks):
+            raise UserError("model.permuted_weights has no task: its own predictions are none; set it to false")
         if not hasattr(self, "learners"):
             self.learners = torch.nn.ModuleDict({_key(name): self._learner(name) for name in self.names})
             self.register_buffer("batches", torch.tensor(0))  # learnt from so far: steps may take several
@@ -156,7 +155,10 @@ class LitCircuit(LightningModule):
     def means(self, name: str) -> Means:
         """Return the means of all nodes over general images; made once, and kept in the run's folder."""
         data, learner = self.data, self.learner(name)
-        path = Path(self.trainer.default_root_dir) / "means" / f"{learner.weights}.safetensors"
+        backbone = self.backbones[name.removesuffix(PERMUTED)]
+        shape = repr((backbone.name, backbone.model_args, backbone.activation_topk))  # weights do not say all
+        file = f"{learner.weights}-{hashlib.sha256(shape.encode()).hexdigest()[:8]}.safetensors"
+        path = Path(self.trainer.default_root_dir) / "means" / file
         rows = data.general_rows(self.mean_images)
         origin = Origin(
             weights=learner.weights,
@@ -172,6 +174,7 @@ class LitCircuit(LightningModule):
         means = measure_means(model, learner.nodes, self._general(rows), int(model.num_prefix_tokens), origin)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             means.write(path)
+        self.trainer.strategy.barrier()  # another model may have the same weights: all ranks find the file, or none
         return means
 
     def _general(self, rows: Tensor) -> Iterator[Tensor]:
@@ -207,7 +210,7 @@ class LitCircuit(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Take the gates out, also after an error."""
-        for name in self.names if hasattr(self, "learners") else ():
+        for name in reversed(self.names) if hasattr(self, "learners") else ():  # in the reverse order: they nest
             self.learner(name).stop()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -236,9 +239,13 @@ class LitCircuit(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, whose learning rate falls to 0 in a straight line."""
         how = self.learning
-        parameters = [p for name in self.names for p in self.learner(name).parameters() if p.requires_grad]
-        # of most switches the gradient is their price alone, which may be 1e-8: it has to count
-        optimizer = torch.optim.AdamW(parameters, how.lr, how.betas, eps=1e-15, weight_decay=how.weight_decay)
+        learners = [self.learner(name) for name in self.names]
+        # of most switches the gradient is their price alone, which may be 1e-8: it has to count. Of constants that
+        # nobody reads it is rounding noise: it must not
+        groups: list[dict[str, Any]] = [{"params": [one.thresholds for one in learners], "eps": 1e-15}]
+        if how.ablation == "learned":
+            groups.append({"params": [one.shifts for one in learners], "eps": 1e-5})
+        optimizer = torch.optim.AdamW(groups, how.lr, how.betas, weight_decay=how.weight_decay)
         total = total_steps(self.trainer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -279,7 +286,7 @@ class LitCircuit(LightningModule):
             value=one.value,
             n=one.n,
             seed=self.seed,
-            protocol=self.protocol(),
+            protocol={**self.protocol(), "nodes": str(self.learner(model).nodes)},
             weights=self.weights[model],
             data=self.data.fingerprint("report"),
             null=one.null,
@@ -342,5 +349,6 @@ class LitCircuit(LightningModule):
 
 
 def _key(name: str) -> str:
-    """Return a name that a module can have."""
-    return name.replace(".", "·")
+    """Return a name that a module can have: one without dots, and none of its methods."""
+    key = name.replace(".", "·")
+    return f"{key}·" if hasattr(torch.nn.ModuleDict(), key) else key

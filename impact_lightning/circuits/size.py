@@ -16,8 +16,8 @@ class Target:
     """The loss that circuits are compared at.
 
     Args:
-        kind: `relative` goes `value` of the way from the whole model's loss to that of the empty circuit, `above` is
-            the whole model's loss and `value` more, `absolute` is `value`.
+        kind: `relative` goes `value` of the way from the whole model's loss to that of the empty circuit, or to that of
+            a coin where it is less; `above` is the whole model's loss and `value` more, `absolute` is `value`.
         value: See there.
     """
 
@@ -55,7 +55,7 @@ class Prices(nn.Module):
     def __init__(self, n: int, fixed: float | None, start: float = 1e-5, rate: float = 0.02) -> None:
         super().__init__()
         if fixed is not None and not 0 <= fixed < math.inf:
-            raise UserError(f"model.penalty must be a price of a node, 0 or more, got {fixed}")
+            raise UserError(f"model.learning.penalty must be a price of a node, 0 or more, got {fixed}")
         self.is_fixed = fixed is not None
         self.rate = rate
         price = start if fixed is None else fixed
@@ -83,7 +83,7 @@ class Prices(nn.Module):
         if self.is_fixed or not 0.05 <= progress < 0.9:
             return
         scale = (targets - full).clamp_min(1e-3)
-        moved = self.log_price + self.rate * ((targets - self.mean_loss) / scale).clamp(-5, 5)
+        moved = self.log_price + self.rate * ((targets - self.mean_loss) / scale).clamp(-1, 1)
         self.log_price.copy_(moved.clamp(math.log(CHEAPEST), math.log(DEAREST)))
 
     @torch.no_grad()

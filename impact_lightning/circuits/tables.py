@@ -1,6 +1,7 @@
 """What a terminal shows of circuits: a row for each model, and a row for each circuit."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 from rich.markup import escape
@@ -8,6 +9,8 @@ from rich.table import Table
 
 from impact_lightning.circuits.findings import Finding, ModelCircuits, comparison, findings
 from impact_lightning.circuits.verdict import LEVEL, PASSED
+
+VERDICT = 12  # letters in a line of it: rich would cut its longest word where a terminal has 80 columns
 
 
 def model_table(models: Sequence[ModelCircuits]) -> Table:
@@ -51,13 +54,19 @@ def _column(found: ModelCircuits, first: ModelCircuits) -> list[tuple[str, str]]
 
 def circuit_table(found: ModelCircuits) -> Table:
     """Return a table with a row for each circuit of a model."""
-    table = Table(title=escape(f"circuits of {found.model}"), title_justify="left", caption_justify="left")
+    table = Table(
+        title=escape(f"circuits of {found.model}"),
+        title_justify="left",
+        caption_justify="left",
+        pad_edge=False,
+    )
     table.caption = (
-        "loss alone / of the whole model / without the circuit; p of random circuits alone / without them; controls: "
+        "loss alone / of the whole model / without the circuit; p of random circuits alone / without them; null: "
         "losses of circuits of the same size, learnt where there is nothing to find; d: density of weights"
     )
-    for heading in ("task", "nodes", "edges", "edges / d", "loss", "p", "controls", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("task", "verdict") else "right")
+    for heading in ("task", "nodes", "edges", "edges / d", "loss", "p", "null"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    table.add_column("verdict", no_wrap=True)
     for p, (task, seed, one) in enumerate(zip(found.tasks, found.seeds, found.validated, strict=True)):
         table.add_row(
             escape(f"{task}, seed {seed}"),
@@ -67,7 +76,7 @@ def circuit_table(found: ModelCircuits) -> Table:
             " / ".join(f"{one.scores[name]['loss']:.2f}" for name in ("alone", "full", "without")),
             f"{one.p_sufficient:.2f} / {one.p_necessary:.2f}",
             " / ".join(f"{control.loss:.2f}" for control in found.controls[p].values()),
-            found.verdicts[p],
+            fill(found.verdicts[p], VERDICT),
         )
     return table
 
@@ -77,7 +86,10 @@ def condition_table(found: ModelCircuits) -> Table:
     table = Table(
         title=escape(f"circuits of {found.model}, looked at otherwise"), title_justify="left", caption_justify="left"
     )
-    table.caption = "means over circuits that reach their target"
+    table.caption = (
+        "means over circuits that reach their target; relaxed: that share of the complement, in per cent, is off; "
+        "resampled: the complement is as in other images, of the same side of the task or of another one"
+    )
     for heading in ("condition", "loss", "accuracy", "divergence", "agreement"):
         table.add_column(heading, justify="left" if heading == "condition" else "right")
     reached = [one.scores for one in found.validated if one.reached]

@@ -70,6 +70,10 @@ class TaskData(LightningDataModule):
         for task in chosen:
             if bad := [c for c in (*task.classes, *task.against) if not 0 <= c < data.n_classes]:
                 raise UserError(f"task {task.readout}: class {bad[0]} is none of {data.n_classes}, which count from 0")
+            if chosen.count(task) > 1:
+                raise UserError(f"data.tasks names {name_of(task, data.class_names)!r} twice")
+        if all(task.nonsense for task in chosen):
+            raise UserError("data.tasks has nothing but nonsense: name the tasks that it controls")
         controls = [replace(t, nonsense=True) for t in chosen if t.readout != "kl" and not t.nonsense]
         self.tasks = chosen + (controls if nonsense else [])
         self.sizes = {"train": train_images, "select": select_images, "report": report_images}

@@ -1,5 +1,6 @@
 """Tasks: what a circuit has to be enough for: images, and a number that is read off the logits."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -147,6 +148,13 @@ def _score(task: Task, z: Tensor) -> Tensor:
     others = z.clone()
     others[:, task.classes[0]] = -torch.inf
     return own - others.logsumexp(1)
+
+
+def coin(task: Task) -> float:
+    """Return the loss of who knows nothing and says so; of `kl` there is no such loss."""
+    return {"rest": math.log(2), "pair": math.log(2), "among": math.log(max(1, len(task.classes))), "kl": math.inf}[
+        task.readout
+    ]
 
 
 def name_of(task: Task, class_names: Sequence[str]) -> str:

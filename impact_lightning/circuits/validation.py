@@ -237,14 +237,13 @@ class Validator:
 
     def _relaxed(self, switches: Tensor, task: int, filling: Filling) -> dict[str, Scores]:
         """Return scores where a random share of the complement is ablated: ablations that cancel show in between."""
-        order = torch.rand(len(switches), generator=torch.Generator().manual_seed(self.seed)).argsort().argsort()
-        order = torch.where(switches, -1, order)  # (n_switches,)
-        left = order[order >= 0].sort().values
+        drawn = torch.rand(len(switches), generator=torch.Generator().manual_seed(self.seed))
+        place = torch.where(switches, 1.0, drawn).argsort().argsort()  # the complement comes first, in any order
+        left = int((~switches).sum())
         found = {}
         for share in RELAXED:
-            first = left[round(share * (len(left) - 1))] if len(left) else 0  # places from here on stay
-            mask = self.nodes.expand(((order < 0) | (order >= first))[None])
-            found[f"{share:.0%} of the complement ablated"] = self.report(mask, [task], filling)
+            mask = self.nodes.expand((place >= round(share * left))[None])
+            found[f"relaxed {round(100 * share)}"] = self.report(mask, [task], filling)
         return found
 
     def _areas(self, place: Tensor, task: int, filling: Filling) -> tuple[float, float]:

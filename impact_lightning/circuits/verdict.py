@@ -49,6 +49,8 @@ def remarks(one: Validated) -> tuple[str, ...]:
     found = []
     if one.target < one.scores["full"]["loss"]:
         found.append("the target is below the whole model's loss")
-    if one.reached and one.sizes[0] < one.sizes[1]:
-        found.append(f"larger circuits, up to {one.sizes[1]} switches, do not all reach the target")
+    smallest, safe = one.sizes
+    if one.reached and smallest != safe:
+        end = "the whole model" if safe < 0 else f"{safe} switches"
+        found.append(f"larger circuits, up to {end}, do not all reach the target")
     return tuple(found)

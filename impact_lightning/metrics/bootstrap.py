@@ -50,14 +50,18 @@ class BootstrapSums(Metric):
 
     def _counts(self, images: Tensor) -> Tensor:
         """Return how often the data, and each draw, hold each image, `(1 + R, B)`."""
-        bits = random_bits(self.seed, np.arange(self.draws)[:, None], images.cpu().numpy()[None])  # (R, B)
-        drawn = np.searchsorted(POISSON, bits / 2.0**64, side="right")
-        counts = torch.from_numpy(np.vstack([np.ones((1, len(images))), drawn]))
-        return counts.to(self.sums)
+        return image_draws(images, draws=self.draws, seed=self.seed).to(self.sums)
 
     def compute(self) -> Tensor:
         """Return the totals of the data and of each draw, `(1 + R, S)` float64."""
         return self.sums
+
+
+def image_draws(images: Tensor, *, draws: int, seed: int) -> Tensor:
+    """Return how often the data, and each draw, hold each image, `(B,) -> (1 + R, B)` float64."""
+    bits = random_bits(seed, np.arange(draws)[:, None], images.cpu().numpy()[None])  # (R, B)
+    drawn = np.searchsorted(POISSON, bits / 2.0**64, side="right")
+    return torch.from_numpy(np.vstack([np.ones((1, len(images))), drawn]))
 
 
 def interval_of_draws(values: Tensor, level: float = 0.95) -> Interval:

@@ -1,7 +1,6 @@
 """LitNeurons: what every neuron and every head of some models responds to, measured by `test`."""
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -10,17 +9,17 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from lightning.pytorch import LightningModule
 from rich.table import Table
 from torch import nn
 
 from impact_lightning.activations.image_reader import ImageReader
 from impact_lightning.backbones import Backbone, check_supported, fingerprint
 from impact_lightning.backbones.image_size import check_image_size
+from impact_lightning.backbones.named import check_models
 from impact_lightning.data.labels import labels_of
 from impact_lightning.data.module import ImageDataModule
+from impact_lightning.measuring import Measuring
 from impact_lightning.neurons.comparison import comparison_table
 from impact_lightning.neurons.findings import Finding, differences, findings
 from impact_lightning.neurons.layers import Kind, find_layers
@@ -32,10 +31,8 @@ from impact_lightning.ranks import all_sum, rank_and_world
 from impact_lightning.results import Constant, Record
 from impact_lightning.types import ImageBatch, UserError
 
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of files too
 
-
-class LitNeurons(LightningModule):
+class LitNeurons(Measuring):
     """Measure what single neurons and heads of one or several models respond to, on the test images.
 
     Run it with `test`; it trains nothing. Every model reads a sample of the images for the bins of ranks, and then each
@@ -59,12 +56,9 @@ class LitNeurons(LightningModule):
         settings: Settings = Settings(),  # noqa: B008  # never changes, and help shows its fields
     ) -> None:
         super().__init__()
-        if not models:
-            raise UserError("model.models is empty: name at least one model, such as dense: {name: ..., weights: ...}")
         if n_classes < 2:
             raise UserError(f"selectivity needs two classes, the data has {n_classes}")
-        for name, backbone in models.items():
-            _check(name, backbone, n_classes)
+        check_models(models, n_classes)
         self.names = list(models)
         self.built = {name: f" {b.name} {b.model_args}" if b.model_args else "" for name, b in models.items()}
         self.n_classes = n_classes
@@ -89,26 +83,6 @@ class LitNeurons(LightningModule):
         if not isinstance(data, ImageDataModule):
             raise UserError(f"LitNeurons reads images with labels, not {type(data).__name__}")
         return data
-
-    def setup(self, stage: str) -> None:
-        """Refuse what is no test."""
-        if stage != "test":
-            raise UserError("LitNeurons trains nothing: run `test`")
-        if self.trainer.limit_test_batches == 0:
-            raise UserError("trainer.limit_test_batches is 0: there is nothing to measure")
-
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Never runs; without it, Lightning would speak first and say less."""
-
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Never runs; without it, Lightning would speak first and say less."""
-
-    def configure_optimizers(self) -> None:
-        """Never runs; without it, Lightning would speak first and say less."""
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint: several models have several."""
-        raise UserError("LitNeurons takes no --ckpt_path: name the weights of each model, as model.models.NAME.weights")
 
     # --------------------------------------------------------------------------------------------------- passes
 
@@ -254,26 +228,3 @@ class LitNeurons(LightningModule):
             "attribution": "one gradient step towards the mean",
             "precision": str(self.trainer.precision),
         }
-
-
-def _check(name: str, backbone: Backbone, n_classes: int) -> None:
-    """Refuse a model that cannot be measured."""
-    if not NAME.fullmatch(name):
-        raise UserError(f"model.models: {name!r} names files, so it may hold letters, digits and . _ + - only")
-    if not backbone.pretrained and backbone.weights is None:
-        raise UserError(f"model.models.{name} would have random weights: set its `weights`, or `pretrained: true`")
-    if backbone.new_head:
-        raise UserError(f"model.models.{name}.new_head would give it a random head: what units do for classes is lost")
-    if backbone.num_classes not in (None, n_classes):
-        raise UserError(f"model.models.{name} has num_classes {backbone.num_classes}, the data has {n_classes} classes")
-    if backbone.pretrained and (own := _published_classes(backbone.name)) != n_classes:
-        raise UserError(
-            f"model.models.{name}: the pretrained {backbone.name} knows {own} classes and the data has {n_classes}; "
-            "fine-tune it on them first, and give those weights"
-        )
-
-
-def _published_classes(name: str) -> int:
-    """Return how many classes the published weights of a timm model tell apart."""
-    config = timm.get_pretrained_cfg(name)
-    return 0 if config is None else int(config.num_classes)

@@ -1,7 +1,7 @@
 """Circuits that know nothing match those that were found, and measures of chance are those of their formulas."""
 
 import math
-from typing import Any
+from typing import Literal
 
 import pytest
 import torch
@@ -9,34 +9,63 @@ from torch import Tensor
 
 from impact_lightning.circuits.controls import areas, faithfulness, jaccard, p_value, random_circuits
 from impact_lightning.circuits.nodes import Nodes
-from impact_lightning.circuits.validation import SHARES, Validated
+from impact_lightning.circuits.validation import SHARES
 from tests.circuits.test_fold import vit
 
 
 def masked(nodes: Nodes, share: float = 0.3) -> Tensor:
-    return torch.rand(nodes.n, generator=torch.Generator().manual_seed(0)) < share
+    return torch.rand(nodes.n_switches, generator=torch.Generator().manual_seed(0)) < share
+
+
+def by_site(nodes: Nodes, switches: Tensor) -> dict[int, Tensor]:
+    """Return the switches `(P, n_switches)` of each site, found by a loop: a switch lies where its first node does."""
+    places: dict[int, list[int]] = {}
+    for switch in range(nodes.n_switches):
+        first = min(node for node in range(nodes.n) if int(nodes.switch_of[node]) == switch)
+        (number,) = [i for i, site in enumerate(nodes.sites) if site.start <= first < site.start + site.width]
+        places.setdefault(number, []).append(switch)
+    return {number: switches[:, own] for number, own in places.items()}
 
 
 # -------------------------------------------------------------------------------------------------- random circuits
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
-def test_random_circuits_are_as_large_in_every_site(share: float) -> None:
-    nodes = Nodes(vit())
-    mask = masked(nodes, share)
-    drawn = random_circuits(mask, nodes, 20, seed=1)
+@pytest.mark.parametrize(("granularity", "tie_qk"), [("channel", False), ("head", False), ("channel", True)])
+@pytest.mark.parametrize("outside", [False, True])
+def test_random_circuits_are_as_large_in_every_site(
+    share: float, granularity: Literal["channel", "head"], *, tie_qk: bool, outside: bool
+) -> None:
+    nodes = Nodes(vit(), granularity=granularity, tie_qk=tie_qk)
+    switches = masked(nodes, share)
+    drawn = random_circuits(switches, nodes, 20, seed=1, outside=outside)
     assert drawn.dtype == torch.bool
-    sizes = {name: int(part.sum()) for name, part in nodes.by_site(mask[None]).items()}
-    for name, part in nodes.by_site(drawn).items():
-        assert part.sum(1).tolist() == [sizes[name]] * 20
+    assert drawn.shape == (20, nodes.n_switches)
+    sizes = {site: int(part.sum()) for site, part in by_site(nodes, switches[None]).items()}
+    for site, part in by_site(nodes, drawn).items():
+        assert part.sum(1).tolist() == [sizes[site]] * 20
 
 
-def test_random_circuits_are_drawn_evenly() -> None:
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 1.0])
+def test_circuits_are_drawn_outside_of_a_circuit_as_far_as_sites_have_others(share: float) -> None:
+    nodes = Nodes(vit(), granularity="head")
+    switches = masked(nodes, share)
+    drawn = random_circuits(switches, nodes, 20, seed=1, outside=True)
+    own = by_site(nodes, switches[None])
+    for site, shared in by_site(nodes, drawn & switches).items():
+        k, width = int(own[site].sum()), own[site].shape[1]
+        assert shared.sum(1).tolist() == [max(0, 2 * k - width)] * 20  # what the others are too few for
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_random_circuits_are_drawn_evenly(*, outside: bool) -> None:
     nodes = Nodes(vit())
     mask = torch.zeros(nodes.n, dtype=torch.bool)
     mask[nodes.site(1, "v").of][:4] = True  # 4 of 16
-    counts = random_circuits(mask, nodes, 4000, seed=2)[:, nodes.site(1, "v").of].sum(0)
-    assert (counts - 1000).abs().max() < 5 * math.sqrt(4000 * 0.25 * 0.75)
+    counts = random_circuits(mask, nodes, 4000, seed=2, outside=outside)[:, nodes.site(1, "v").of].sum(0)
+    free, p = (slice(4, 16), 4 / 12) if outside else (slice(0, 16), 4 / 16)
+    assert (counts[free] - 4000 * p).abs().max() < 5 * math.sqrt(4000 * p * (1 - p))
+    assert int(counts.sum()) == int(counts[free].sum())
 
 
 def test_random_circuits_follow_their_seed_and_differ_among_themselves() -> None:
@@ -120,57 +149,3 @@ def test_a_curve_above_one_counts_as_distance() -> None:
 def test_faithfulness_is_zero_of_the_empty_circuit_and_one_of_the_whole_model() -> None:
     found = faithfulness(torch.tensor([-2.0, 1.0, 4.0, 7.0]), torch.tensor(4.0), torch.tensor(-2.0))
     assert found.tolist() == [0.0, 0.5, 1.0, 1.5]
-
-
-# ----------------------------------------------------------------------------------------------------------- verdict
-
-
-def validated(
-    *, alone: float = 0.1, without: float = 3.0, full: float = 1.0, empty: float = 0.5, **more: Any
-) -> Validated:
-    """Return a circuit of two of ten nodes, better than chance alone and missed more than chance."""
-    fields: dict[str, Any] = {
-        "mask": torch.tensor([True] * 2 + [False] * 8),
-        "reached": True,
-        "target": 0.2,
-        "sizes": (2, 2),
-        "alone": {"loss": alone, "accuracy": 0.9, "images": 256.0},
-        "without": {"loss": without, "accuracy": 0.5, "images": 256.0},
-        "full": {"loss": 0.05, "accuracy": full, "images": 256.0},
-        "empty": {"loss": 0.7, "accuracy": empty, "images": 256.0},
-        "random_alone": torch.linspace(0.5, 1, 20),
-        "random_without": torch.linspace(0.1, 1, 20),
-        "by_gradient": {"loss": 0.3},
-        "cpr": 0.9,
-        "cmd": 0.1,
-    }
-    return Validated(**{**fields, **more})
-
-
-@pytest.mark.parametrize(
-    ("more", "verdict"),
-    [
-        ({}, "sufficient, necessary"),
-        ({"without": 0.5}, "sufficient only"),
-        ({"alone": 0.6}, "no better than chance"),
-        ({"reached": False}, "no size reaches the target"),
-        ({"mask": torch.zeros(10, dtype=torch.bool)}, "constants reach the target"),
-        ({"full": 0.55}, "the model cannot do it"),
-    ],
-)
-def test_a_verdict_says_what_a_circuit_is(more: dict[str, Any], verdict: str) -> None:
-    assert validated(**more).verdict == verdict
-
-
-def test_p_values_of_a_circuit_are_of_its_losses() -> None:
-    one = validated(alone=0.5)
-    assert one.p_sufficient == 2 / 21  # one draw is as good
-    assert one.p_necessary == 1 / 21
-
-
-def test_ncq_is_the_accuracy_kept_times_the_nodes_left_out() -> None:
-    assert validated(full=0.95).ncq == pytest.approx(0.9 / 0.95 * 0.8)
-
-
-def test_ncq_of_a_model_that_is_always_wrong_is_undefined() -> None:
-    assert math.isnan(validated(full=0.0).ncq)

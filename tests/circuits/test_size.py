@@ -97,7 +97,7 @@ def test_a_fixed_price_never_moves(price: float) -> None:
 
 @pytest.mark.parametrize("price", [-1e-9, math.inf, math.nan])
 def test_a_price_that_is_none_is_refused(price: float) -> None:
-    with pytest.raises(UserError, match=r"model\.penalty"):
+    with pytest.raises(UserError, match=r"model\.learning\.penalty"):
         Prices(1, price)
 
 

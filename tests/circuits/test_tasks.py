@@ -116,6 +116,19 @@ def test_both_sides_are_as_small_as_the_smaller() -> None:
     assert rows[targets == 0].sort().values.tolist() == [0, 1, 2]
 
 
+def test_a_contrast_is_drawn_from_the_classes_that_it_names() -> None:
+    rows, targets = draw(Task("rest", (2,), against=(0, 3)), LABELS, 10, seed=0)
+    assert (LABELS[rows[targets == 1]] == 2).all()
+    assert set(LABELS[rows[targets == 0]].tolist()) == {0, 3}
+    assert targets.bincount().tolist() == [10, 10]
+
+
+def test_a_contrast_has_no_part_in_how_a_class_is_judged() -> None:
+    z, targets = logits(), torch.arange(12) % 2
+    found, expected = (judge(Task("rest", (3,), against), z, targets, z) for against in ((0,), ()))
+    assert torch.equal(found.loss, expected.loss)
+
+
 def test_what_is_left_out_is_not_drawn() -> None:
     first = draw(Task("rest", (0,)), LABELS, 12, seed=0)
     second = draw(Task("rest", (0,)), LABELS, 13, seed=0, leave_out=first.rows)
@@ -131,7 +144,7 @@ def test_draws_follow_their_seed() -> None:
 
 @pytest.mark.parametrize("of", [("rest", (1,)), ("pair", (0, 1)), ("among", (0, 1, 2))])
 def test_nonsense_has_the_images_of_its_task_and_permuted_labels(of: Any) -> None:
-    real, control = (draw(Task(of[0], of[1], nonsense), LABELS, 12, seed=0) for nonsense in (False, True))
+    real, control = (draw(Task(of[0], of[1], nonsense=nonsense), LABELS, 12, seed=0) for nonsense in (False, True))
     assert torch.equal(real.rows, control.rows)
     assert torch.equal(real.targets.bincount(), control.targets.bincount())
     assert not torch.equal(real.targets, control.targets)
@@ -173,6 +186,12 @@ def test_a_task_that_asks_nothing_is_refused(readout: Readout, classes: tuple[in
         Task(readout, classes)
 
 
+@pytest.mark.parametrize(("readout", "classes"), [("pair", (1, 2)), ("among", (1, 2)), ("kl", ()), ("rest", (0,))])
+def test_a_contrast_of_others_is_for_one_class_against_others(readout: Readout, classes: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="`against` is for other classes, and for rest"):
+        Task(readout, classes, against=(0,))
+
+
 def test_all_predictions_have_no_nonsense() -> None:
     with pytest.raises(UserError, match="kl has no labels"):
         Task("kl", nonsense=True)
@@ -180,10 +199,24 @@ def test_all_predictions_have_no_nonsense() -> None:
 
 def test_tasks_have_names_that_people_read() -> None:
     names = ["cat", "dog", "{0}"]
-    tasks = [Task("rest", (0,)), Task("pair", (0, 1)), Task("among", (0, 1, 2)), Task("kl"), Task("rest", (2,), True)]
+    tasks = [
+        Task("rest", (0,)),
+        Task("pair", (0, 1)),
+        Task("among", (0, 1, 2)),
+        Task("kl"),
+        Task("rest", (2,), nonsense=True),
+    ]
     assert [name_of(task, names) for task in tasks[:2]] == ["cat or not", "cat or dog"]
     assert name_of(tasks[3], names) == "all predictions"
     assert name_of(tasks[4], names) == "{0} or not (nonsense)"
+
+
+def test_no_two_tasks_have_one_name() -> None:
+    tasks = [
+        *(Task("rest", (0,)), Task("rest", (0,), against=(1,)), Task("rest", (0,), against=(1, 2)), Task("kl")),
+        *(Task("pair", (0, 1)), Task("pair", (1, 0)), Task("among", (0, 1)), Task("pair", (0, 1), nonsense=True)),
+    ]
+    assert len({name_of(task, ["cat", "dog", "owl"]) for task in tasks}) == len(tasks)
 
 
 @pytest.mark.parametrize("name", ["{1}", "a {b}", "}"])

@@ -1,0 +1,77 @@
+"""Relevance from what a block writes down to what it reads, by the rules of Chefer et al. 2021 in closed form."""
+
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers.mlp import Mlp
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from impact_lightning.attribution.rules import EPS, safe_div, split_sum
+from impact_lightning.attribution.trace import Attended, Block, from_heads, to_heads
+from impact_lightning.attribution.z_plus import ZPlus
+from impact_lightning.types import UserError
+
+
+class ThroughAttention(NamedTuple):
+    """Relevance on its way through the attention of a block."""
+
+    past: Tensor  # (B, R, D) of what the block reads, along the residual stream
+    shares: Tensor  # (B, H, R, h) S = R_O / O
+    probs: Tensor  # (B, H, R, T) R_A: of the attention probabilities
+
+
+class BlockRelevance:
+    """The rules of one block; norms, activation function and softmax pass relevance unchanged.
+
+    In the last block only the tokens that the head reads have relevance: R of all T tokens, at `rows`.
+
+    Args:
+        block: A block of a model that `refuse_unruled` accepts.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self.n_heads = int(block.attn.num_heads)
+        self.scale = float(block.attn.scale)
+        self.qkv = ZPlus(block.attn.qkv)
+        self.proj = ZPlus(block.attn.proj, getattr(block.ls1, "gamma", None))
+        self.fc1 = ZPlus(block.mlp.fc1)
+        self.fc2 = ZPlus(block.mlp.fc2, getattr(block.ls2, "gamma", None))
+
+    def to_attention(self, seen: Block, attended: Attended, relevance: Tensor, rows: slice) -> ThroughAttention:
+        """Return what arrives at the attention probabilities of the relevance `(B, R, D)` of what the block wrote."""
+        at = {name: x[:, rows] for name, x in seen.items() if name not in ("q", "k")}
+        past, r = split_sum(at["resid_mid"], at["mlp_out"], at["resid_post"], relevance)
+        r = self.fc2(at["neuron"], at["mlp_out"], r)
+        r = past + self.fc1(at["mlp_in"], at["hidden"], r)
+        past, r = split_sum(at["resid_pre"], at["attn_out"], at["resid_mid"], r)
+        r = self.proj(at["proj_in"], at["attn_out"], r)
+        # O = A v:  S = R_O / O,  R_A = A * (S v^T) / 2
+        shares = safe_div(to_heads(r, self.n_heads), to_heads(at["mixed"], self.n_heads))
+        return ThroughAttention(past, shares, (shares @ attended.v.mT).mul_(attended.probs).mul_(0.5))
+
+    def to_input(self, seen: Block, attended: Attended, relevance: ThroughAttention, rows: slice) -> Tensor:
+        """Return the relevance of what the block read, `(B, T, D)`."""
+        q, k, v = attended.q, attended.k, attended.v
+        r_v = (attended.probs.mT @ relevance.shares).mul_(v)
+        # the rule divides by q k^T; q and the scores both hold the factor 1/sqrt(h), which cancels
+        s = safe_div(relevance.probs, attended.scores, EPS * self.scale)
+        r_q = torch.zeros_like(v)
+        r_q[:, :, rows] = (s @ k).mul_(q)
+        r_k = (s.mT @ q).mul_(k)
+        r = torch.cat([from_heads(r_q), from_heads(r_k), from_heads(r_v)], dim=-1).mul_(0.5)
+        r = self.qkv(seen["attn_in"], seen["qkv"], r)
+        r[:, rows] += relevance.past
+        return r
+
+
+def refuse_unruled(model: VisionTransformer) -> None:
+    """Refuse a model with a part that no rule is known for."""
+    for i, block in enumerate(model.blocks):
+        mlp: Any = block.mlp
+        if type(mlp).forward is not Mlp.forward or not isinstance(mlp.fc1, nn.Linear):
+            raise UserError(f"blocks.{i}.mlp is a {type(mlp).__name__}: relevance has no rule for gated units yet")
+    for name in ("head", "head_dist"):
+        head = getattr(model, name, None)
+        if head is not None and not isinstance(head, nn.Linear):
+            raise UserError(f"{name} is a {type(head).__name__}: relevance starts at a torch.nn.Linear")

@@ -1,0 +1,197 @@
+"""LitAttribution: which patches a model used, by many methods, and whether that can be believed; measured by `test`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from impact_lightning.attribution.attention_maps import RawAttention, Rollout
+from impact_lightning.attribution.baselines import Centre, Random
+from impact_lightning.attribution.findings import BASELINE, Finding, differences, findings
+from impact_lightning.attribution.grad_cam import GradCAM
+from impact_lightning.attribution.gradients import GradientTimesInput, IntegratedGradients, SmoothGrad
+from impact_lightning.attribution.legrad import LeGrad
+from impact_lightning.attribution.masking import RISE, Occlusion
+from impact_lightning.attribution.method import Method
+from impact_lightning.attribution.protocols import Chefer, CurveProtocol, Groups, Patch, Rise, Road
+from impact_lightning.attribution.study import Study
+from impact_lightning.attribution.substrates import Pixels
+from impact_lightning.attribution.tables import method_table
+from impact_lightning.attribution.transformer_attribution import TransformerAttribution
+from impact_lightning.backbones import Backbone, check_supported, fingerprint
+from impact_lightning.backbones.image_size import check_image_size
+from impact_lightning.backbones.named import check_models
+from impact_lightning.data.module import ImageDataModule
+from impact_lightning.measuring import Measuring
+from impact_lightning.ranks import rank_and_world
+from impact_lightning.results import Constant, Record
+from impact_lightning.types import ImageBatch, UserError
+
+METHODS: dict[str, Method] = {
+    "transformer_attribution": TransformerAttribution(),
+    "gradient_attention": TransformerAttribution(relevance="attention"),
+    "raw_attention": RawAttention(),
+    "rollout": Rollout(),
+    "gradient_x_input": GradientTimesInput(),
+    "integrated_gradients": IntegratedGradients(),
+    "smooth_grad": SmoothGrad(),
+    "grad_cam": GradCAM(),
+    "legrad": LeGrad(),
+    "rise": RISE(),
+    "occlusion": Occlusion(),
+    BASELINE: Random(),
+    "centre": Centre(),
+}
+PROTOCOLS: tuple[CurveProtocol, ...] = (Patch(), Rise(), Chefer(), Road(), Groups())
+
+
+class LitAttribution(Measuring):
+    """Explain the test images by many methods, and measure how faithful the maps are, on one or several models.
+
+    Run it with `test`; it trains nothing. Every method explains the same class of each image; every number stands
+    beside that of random maps on the same images.
+
+    Args:
+        models: The models by name; all are compared with the first.
+        n_classes: Number of classes; taken from the data.
+        methods: The methods by name; by default all of them. The method `random` is always there.
+        protocols: How curves are drawn; by default all of them.
+        explain_label: Whether the class that is explained is the label, instead of the prediction.
+        sanity_images: Images on which maps are compared with those of randomised models and of other classes.
+        gallery_images: Images whose maps are drawn.
+        batch_size: Images of one forward of a curve.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, Backbone],
+        n_classes: int,
+        methods: dict[str, Method] | None = None,
+        protocols: list[CurveProtocol] | None = None,
+        explain_label: bool = False,
+        sanity_images: int = 32,
+        gallery_images: int = 16,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__()
+        check_models(models, n_classes)
+        for name, value, least in (
+            ("sanity_images", sanity_images, 0),
+            ("gallery_images", gallery_images, 0),
+            ("batch_size", batch_size, 1),
+        ):
+            if value < least:
+                raise UserError(f"model.{name} must be at least {least}, got {value}")
+        self.names = list(models)
+        self.n_classes = n_classes
+        self.methods: dict[str, Method] = {**(METHODS if methods is None else methods)}
+        self.methods.setdefault(BASELINE, Random())
+        self.protocols: Sequence[CurveProtocol] = PROTOCOLS if protocols is None else protocols
+        names = [protocol.name for protocol in self.protocols]
+        if len(set(names)) < len(names):
+            raise UserError(f"model.protocols: each may be there once, got {', '.join(names)}")
+        self.explain_label = explain_label
+        self.sanity_images = sanity_images
+        self.gallery_images = gallery_images
+        self.batch_size = batch_size
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        built = [replace(backbone, num_classes=n_classes).build() for backbone in models.values()]
+        self.models = torch.nn.ModuleList(built).eval().requires_grad_(False)
+        self.weights = {name: fingerprint(model) for name, model in zip(self.names, built, strict=True)}
+        self.records: list[Record] = []
+        self.studies: list[Study] = []
+        self.found: dict[str, list[Finding]] = {}  # by model
+        self.compared: dict[str, list[Finding]] = {}  # of each model but the first
+
+    @property
+    def data(self) -> ImageDataModule:
+        """The images."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ImageDataModule):
+            raise UserError(f"LitAttribution reads images with labels, not {type(data).__name__}")
+        return data
+
+    def on_test_start(self) -> None:
+        """Choose the images of the gallery and of sanity checks: the same for every model and any number of ranks."""
+        data = self.data
+        rows = np.random.default_rng(self.seed).permutation(len(data.split("test"))).tolist()
+        pixels = Pixels(tuple(data.mean), tuple(data.std))
+        self.studies = []
+        for name, model in zip(self.names, self.models, strict=True):
+            check_image_size(model, f"model.models.{name}", data.image_shape)
+            self.studies.append(
+                Study(
+                    name,
+                    check_supported(model),
+                    self.methods,
+                    self.protocols,
+                    pixels,
+                    explain_label=self.explain_label,
+                    sanity=rows[: self.sanity_images],
+                    gallery=rows[: self.gallery_images],
+                    seed=self.seed,
+                    batch_size=self.batch_size,
+                )
+            )
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Explain a batch by every method and model."""
+        if len(batch.labels):
+            for study in self.studies:
+                study.look(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Bring what was found together, and turn it into records."""
+        for study in self.studies:
+            study.gather()
+        if rank_and_world()[0] != 0:
+            return
+        if not self.studies[0].parts:
+            raise UserError("none of the test images can be read; mend the data")
+        scores = {study.name: study.scores() for study in self.studies}
+        first = scores[self.names[0]]
+        self.found = {name: list(findings(own, self.seed)) for name, own in scores.items()}
+        self.compared = {name: list(differences(scores[name], first, self.seed)) for name in self.names[1:]}
+        self.records = [self._record(one, name, self.weights[name]) for name, own in self.found.items() for one in own]
+        for name, own in self.compared.items():
+            weights = f"{self.weights[name]} - {self.weights[self.names[0]]}"
+            self.records += [self._record(one, f"{name} - {self.names[0]}", weights) for one in own]
+
+    def _record(self, one: Finding, model: str, weights: str) -> Record:
+        return Record(
+            measure=one.measure,
+            version=1,
+            value=one.value,
+            n=one.n,
+            seed=self.seed,
+            protocol=self.protocol(),
+            weights=weights,
+            data=self.data.fingerprint("test"),
+            null=one.null,
+            interval=one.interval,
+            of=f"{model}/{one.method}",
+            notes=(*self.data.notes("test"), *one.notes),
+        )
+
+    def protocol(self) -> dict[str, Constant]:
+        """Return the constants under which the numbers are made."""
+        curves = {f"{protocol}/{curve}": own for (_, protocol, curve), own in self.studies[0].constants.items()}
+        methods: Any = self.methods
+        return {
+            **self.data.protocol(),
+            "split": "test",
+            "explained": "label" if self.explain_label else "prediction",
+            "methods": {name: {"name": type(one).__name__, **asdict(one)} for name, one in methods.items()},
+            "curves": dict(curves),
+            "sanity_images": self.sanity_images,
+            "randomised": "each parameter normal with its mean and deviation, zeros stay",
+            "precision": str(self.trainer.precision),
+        }
+
+    def tables(self) -> list[Table]:
+        """Return what a terminal shows: a row for each method, of every model."""
+        return [table for name, own in self.found.items() for table in method_table(name, own)]

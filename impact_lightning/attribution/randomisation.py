@@ -1,0 +1,73 @@
+"""Randomisation: models that have unlearnt, layer by layer (Adebayo et al. 2018, arXiv 1810.03292)."""
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+STEPS = 3  # into which the blocks are cut
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw every parameter of a module anew: normal, with the mean and the deviation that its entries had.
+
+    Weights of zero stay zero, so that a sparse model stays as sparse; a constant vector, as of a norm that was never
+    trained, stays what it is.
+    """
+    for parameter in module.parameters():
+        values = parameter.flatten()
+        at = values.nonzero().flatten().cpu()
+        kept = values[at.to(values.device)]
+        if len(kept) > 1:
+            noise = torch.randn(len(kept), generator=generator).to(values)
+            values = values.index_copy(0, at.to(values.device), kept.mean() + kept.std() * noise)
+            parameter.copy_(values.view_as(parameter))
+
+
+def randomised(model: VisionTransformer, seed: int) -> VisionTransformer:
+    """Return a copy of which every parameter is drawn anew."""
+    copied = copy.deepcopy(model)
+    randomise(copied, torch.Generator().manual_seed(seed))
+    return copied
+
+
+def cascade(model: VisionTransformer, seed: int) -> Iterator[tuple[str, VisionTransformer]]:
+    """Yield copies of a model that is randomised from the head down: which parts are gone, and the copy."""
+    copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    for name, module in copied.named_children():
+        if name in ("head", "head_dist", "norm", "fc_norm"):
+            randomise(module, generator)
+    yield "head", copied
+    blocks = list(copied.blocks)
+    edges = [len(blocks) * part // STEPS for part in range(STEPS, -1, -1)]
+    for high, low in pairwise(edges):
+        if high > low:
+            for block in blocks[low:high]:
+                randomise(block, generator)
+            yield f"blocks {low} and above", copied
+    randomise(copied, generator)
+    yield "everything", copied
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Return Spearman's correlation of each pair of maps `(B, h, w)`, float64 `(B,)`; nan where one is constant.
+
+    Example:
+        >>> rank_correlation(torch.tensor([[[1.0, 2.0, 5.0]]]), torch.tensor([[[0.0, 3.0, 4.0]]])).item()
+        1.0
+    """
+    x, y = (_ranks(maps.flatten(1).double()) for maps in (a, b))
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    norms = x.norm(dim=1) * y.norm(dim=1)
+    return torch.where(norms == 0, torch.nan, (x * y).sum(1) / norms)
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """Return ranks of rows `(B, n)`; equal entries share the mean of theirs."""
+    below = (x[:, :, None] > x[:, None]).sum(2)
+    same = (x[:, :, None] == x[:, None]).sum(2)
+    return below + (same - 1) / 2
