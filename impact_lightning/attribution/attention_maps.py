@@ -8,14 +8,21 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from impact_lightning.attribution.method import admit, differentiating, on_grid, outside_inference, refuse_non_finite
+from impact_lightning.attribution.method import (
+    Method,
+    admit,
+    differentiating,
+    on_grid,
+    outside_inference,
+    refuse_non_finite,
+)
 from impact_lightning.attribution.pooling import pooled_row
 from impact_lightning.attribution.trace import attend, attention_places, tracing
 from impact_lightning.types import UserError
 
 
 @dataclass(frozen=True)
-class RawAttention:
+class RawAttention(Method):
     """Attention of the last block, `r mean_heads A`, with r the pooling's own weights of tokens; no class has a say."""
 
     def __call__(self, model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
@@ -29,7 +36,7 @@ class RawAttention:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Rollout(Method):
     """Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928): `r Â_L ... Â_1`, rows of `Â ~ A + I` sum to one.
 
     No class has a say.

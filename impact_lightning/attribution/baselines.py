@@ -7,11 +7,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from impact_lightning.attribution.image_seed import image_generators
-from impact_lightning.attribution.method import admit, grid_size
+from impact_lightning.attribution.method import Method, admit, grid_size
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Method):
     """Uniform noise in each patch: a pure function of the seed and of the image's pixels, whatever else is in a batch.
 
     Args:
@@ -28,7 +28,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Centre:
+class Centre(Method):
     """Minus the distance of a patch from the centre of the image, in patches: photographs show things there."""
 
     def __call__(self, model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from impact_lightning.attribution.method import (
+    Method,
     admit,
     differentiating,
     on_grid,
@@ -18,7 +19,7 @@ from impact_lightning.backbones import capture, patch
 
 
 @dataclass(frozen=True)
-class GradCAM:
+class GradCAM(Method):
     """Positive part of `sum_c (mean_t dy/da_tc) a_tc`, with a the patch tokens that the last block's attention reads.
 
     Not what the block writes: with a class token the patches have no gradient there.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from impact_lightning.attribution.image_seed import image_generators
 from impact_lightning.attribution.method import (
+    Method,
     admit,
     differentiating,
     outside_inference,
@@ -22,7 +23,7 @@ AT_ONCE = 32  # images that are differentiated together, where there are several
 
 
 @dataclass(frozen=True)
-class GradientTimesInput:
+class GradientTimesInput(Method):
     """Sum over a patch of `sum_c x_c * dy/dx_c`, with y the logit.
 
     Args:
@@ -40,7 +41,7 @@ class GradientTimesInput:
 
 
 @dataclass(frozen=True)
-class IntegratedGradients:
+class IntegratedGradients(Method):
     """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) from a baseline b, by the midpoint rule.
 
         (x - b) * mean_j dy/dx (b + (j - 1/2) / m * (x - b))
@@ -85,7 +86,7 @@ class IntegratedGradients:
 
 
 @dataclass(frozen=True)
-class SmoothGrad:
+class SmoothGrad(Method):
     """SmoothGrad (Smilkov et al. 2017, arXiv 1706.03825): `sum_c abs(mean gradient over noisy copies)`, over a patch.
 
     Args:

@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from impact_lightning.attribution.method import (
+    Method,
     admit,
     differentiating,
     on_grid,
@@ -20,7 +21,7 @@ from impact_lightning.attribution.trace import Block, Place, attend, attention_p
 
 
 @dataclass(frozen=True)
-class LeGrad:
+class LeGrad(Method):
     """Sum over blocks of `mean over heads and queries of max(0, ds_l / dA_l)`, with s_l the logit after block l.
 
     The logit after a block is that of the final norm and head on what the block writes. Each block has a graph of its

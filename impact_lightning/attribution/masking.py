@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from impact_lightning.attribution.method import (
+    Method,
     admit,
     differentiating,
     grid_size,
@@ -22,7 +23,7 @@ AT_ONCE = 64  # masked images of one forward
 
 
 @dataclass(frozen=True)
-class RISE:
+class RISE(Method):
     """RISE (Petsiuk et al. 2018, arXiv 1806.07421): mean of random masks, weighted by the probability of the class.
 
     A mask is a coarse grid of zeros and ones, bilinearly enlarged and randomly shifted; it multiplies the normalised
@@ -77,7 +78,7 @@ class RISE:
 
 
 @dataclass(frozen=True)
-class Occlusion:
+class Occlusion(Method):
     """By how much the score of the class falls if a patch turns to mean grey (zero after normalisation).
 
     Args:

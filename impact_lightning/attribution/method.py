@@ -1,8 +1,8 @@
 """What every attribution method is: a function of a model, images and classes to one relevance for each patch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -16,9 +16,10 @@ from impact_lightning.types import UserError
 PRECISIONS = (torch.float32, torch.float64)  # relevance is divided by numbers close to zero: no less will do
 
 
-class Method(Protocol):
-    """An attribution method. Maps are raw: of any scale and sign, not normalised, not upsampled."""
+class Method(ABC):
+    """An attribution method: a frozen dataclass. Maps are raw: of any scale and sign, not normalised, not upsampled."""
 
+    @abstractmethod
     def __call__(self, model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
         """Return the relevance of the patches of each image, `(B, gh, gw)`; no image depends on another.
 
@@ -27,7 +28,6 @@ class Method(Protocol):
             images: Normalised images `(B, 3, h, w)`.
             targets: The class that is explained in each image, `(B,)` int64.
         """
-        ...
 
 
 def admit(model: nn.Module, images: Tensor, targets: Tensor) -> VisionTransformer:

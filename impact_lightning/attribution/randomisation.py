@@ -11,6 +11,7 @@ from torch import Tensor, nn
 STEPS = 3  # into which the blocks are cut
 
 
+@torch.inference_mode(mode=False)
 @torch.no_grad()
 def randomise(module: nn.Module, generator: torch.Generator) -> None:
     """Draw every parameter of a module anew: normal, with the mean and the deviation that its entries had.
@@ -30,14 +31,14 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
 
 def randomised(model: VisionTransformer, seed: int) -> VisionTransformer:
     """Return a copy of which every parameter is drawn anew."""
-    copied = copy.deepcopy(model)
+    copied = _copy(model)
     randomise(copied, torch.Generator().manual_seed(seed))
     return copied
 
 
 def cascade(model: VisionTransformer, seed: int) -> Iterator[tuple[str, VisionTransformer]]:
     """Yield copies of a model that is randomised from the head down: which parts are gone, and the copy."""
-    copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    copied, generator = _copy(model), torch.Generator().manual_seed(seed)
     for name, module in copied.named_children():
         if name in ("head", "head_dist", "norm", "fc_norm"):
             randomise(module, generator)
@@ -51,6 +52,11 @@ def cascade(model: VisionTransformer, seed: int) -> Iterator[tuple[str, VisionTr
             yield f"blocks {low} and above", copied
     randomise(copied, generator)
     yield "everything", copied
+
+
+@torch.inference_mode(mode=False)  # parameters made in inference mode would have no gradients
+def _copy(model: VisionTransformer) -> VisionTransformer:
+    return copy.deepcopy(model)
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:

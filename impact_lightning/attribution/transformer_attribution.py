@@ -9,6 +9,7 @@ from torch import Tensor
 
 from impact_lightning.attribution.block_relevance import BlockRelevance, refuse_unruled
 from impact_lightning.attribution.method import (
+    Method,
     admit,
     differentiating,
     on_grid,
@@ -36,7 +37,7 @@ IN_MEMORY = 2**28  # the same on an accelerator
 
 
 @dataclass(frozen=True)
-class TransformerAttribution:
+class TransformerAttribution(Method):
     """Relevance of patches: attention probabilities, weighted by their gradients, rolled out over the blocks.
 
         M_l = mean_heads max(0, dA_l * R_A_l),    r (I + M_L) ... (I + M_start)
