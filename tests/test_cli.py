@@ -161,14 +161,40 @@ ON_CPU = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precisi
 
 
 def what_a_recipe_leaves_open(recipe: str, pictures: Path) -> list[str]:
+    """Return the words that a recipe needs, and that make its images few and small."""
     text = (ROOT / recipe).read_text()
-    if "LitSAE" in text or "LitCircuit" in text:
-        return [f"--data.data.root={pictures}"] if "ImageData" in text else []
-    return [f"--data.root={pictures}"] if "ImageData" in text else []
+    data = "--data.data" if "LitSAE" in text or "LitCircuit" in text else "--data"
+    if "ImageData" in text:
+        return [f"{data}.root={pictures}"]
+    return [f"{data}.source.size=32", f"{data}.n_train=64"] if "SceneData" in text else []
+
+
+def n_classes_of(recipe: str) -> int:
+    return 2 if "ImageData" in (ROOT / recipe).read_text() else 4
+
+
+def small_weights(recipe: str, folder: Path) -> Path:
+    """Return the weights of a small model that knows the classes of a recipe."""
+    small = Backbone("vit_tiny_patch16_224", model_args=yaml.safe_load(SMALL), num_classes=n_classes_of(recipe)).build()
+    save_file(small.state_dict(), folder / "small.safetensors")
+    return folder / "small.safetensors"
+
+
+def models_of(recipe: str) -> set[str]:
+    return {*yaml.safe_load((ROOT / recipe).read_text())["model"]["init_args"]["models"]}
+
+
+def small_models(recipe: str, folder: Path) -> str:
+    """Return the words that give a recipe small models in place of its own."""
+    args = {"weights": str(small_weights(recipe, folder)), "model_args": yaml.safe_load(SMALL)}
+    models = {name: {"name": "vit_tiny_patch16_224", **args} for name in models_of(recipe)}
+    (folder / "small.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"models": models}}}))
+    return f"--config={folder / 'small.yaml'}"
 
 
 @pytest.mark.parametrize(
-    "recipe", [recipe for recipe in RECIPES if not any(word in recipe for word in ("sae", "neurons", "circuits"))]
+    "recipe",
+    [recipe for recipe in RECIPES if not any(word in recipe for word in ("sae", "neurons", "circuits", "attribution"))],
 )
 def test_every_recipe_of_a_classifier_runs(
     recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -213,16 +239,9 @@ def test_every_recipe_of_dictionaries_runs(
 def test_every_recipe_of_units_runs(
     recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = yaml.safe_load((ROOT / recipe).read_text())
-    n_classes = 2 if "ImageData" in (ROOT / recipe).read_text() else 4
-    small = Backbone("vit_tiny_patch16_224", model_args=yaml.safe_load(SMALL), num_classes=n_classes).build()
-    save_file(small.state_dict(), tmp_path / "small.safetensors")
-    args = {"weights": str(tmp_path / "small.safetensors"), "model_args": yaml.safe_load(SMALL)}
-    models = {name: {"name": "vit_tiny_patch16_224", **args} for name in config["model"]["init_args"]["models"]}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"models": models}}}))
     main(
         [
-            *("test", f"--config={ROOT / recipe}", f"--config={tmp_path / 'small.yaml'}", f"--dir={tmp_path / 'run'}"),
+            *("test", f"--config={ROOT / recipe}", small_models(recipe, tmp_path), f"--dir={tmp_path / 'run'}"),
             *(*ON_CPU, "--trainer.limit_test_batches=1", "--data.eval_batch_size=8"),
             *what_a_recipe_leaves_open(recipe, pictures),
         ]
@@ -230,26 +249,39 @@ def test_every_recipe_of_units_runs(
     assert "auroc_best" in capsys.readouterr().out
     folder = tmp_path / "run" / "neurons"
     assert {path.name for path in folder.iterdir()} >= {"units.html", "comparison.md", "models"}
-    assert {path.name for path in (folder / "models").iterdir()} == {*models}
+    assert {path.name for path in (folder / "models").iterdir()} == models_of(recipe)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "attribution" in recipe])
+def test_every_recipe_of_maps_runs(
+    recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(
+        [
+            *("test", f"--config={ROOT / recipe}", small_models(recipe, tmp_path), f"--dir={tmp_path / 'run'}"),
+            *(*ON_CPU, "--trainer.limit_test_batches=1", "--data.eval_batch_size=2", "--model.sanity_images=1"),
+            *what_a_recipe_leaves_open(recipe, pictures),
+        ]
+    )
+    assert "transformer_attribution" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "run" / "attribution").iterdir()} == models_of(recipe)
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "circuits" in recipe])
 def test_every_recipe_of_circuits_runs(
     recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = Backbone("vit_tiny_patch16_224", model_args=yaml.safe_load(SMALL), num_classes=2).build()
-    save_file(small.state_dict(), tmp_path / "small.safetensors")
     words = [
         *(f"--config={ROOT / recipe}", f"--dir={tmp_path / 'run'}", *ON_CPU, "--trainer.enable_progress_bar=false"),
-        *(f"--model.backbone.weights={tmp_path / 'small.safetensors'}", f"--model.backbone.model_args={SMALL}"),
-        *("--model.batch=4", "--model.mean_images=4", "--model.random_circuits=2", "--trainer.max_steps=2"),
+        small_models(recipe, tmp_path),
+        *("--model.learning.batch=4", "--model.mean_images=4", "--model.seeds=[0]", "--trainer.max_steps=2"),
         *("--data.train_images=2", "--data.select_images=2", "--data.report_images=2", "--data.nonsense=false"),
         *what_a_recipe_leaves_open(recipe, pictures),
     ]
     main(["fit", *words])
     main(["test", *words, "--ckpt_path=last"])
     assert "verdict" in capsys.readouterr().out
-    assert (tmp_path / "run" / "circuits" / "masks.safetensors").exists()
+    assert list((tmp_path / "run" / "circuits").glob("*/masks.safetensors"))
     assert {record.measure for record in read_results(tmp_path / "run" / "results.json")} >= {"nodes", "p_necessary"}
 
 
@@ -257,25 +289,22 @@ def test_every_recipe_of_circuits_runs(
 def test_every_recipe_of_a_pruning_runs_and_its_model_is_fine_tuned(
     recipe: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = Backbone("vit_tiny_patch16_224", model_args=yaml.safe_load(SMALL), num_classes=2).build()
-    save_file(small.state_dict(), tmp_path / "small.safetensors")
     out = tmp_path / "sparse-{sparsity}.safetensors"
-    model = [f"--backbone.model_args={SMALL}", "--backbone.num_classes=2"]
-    weights = f"--backbone.weights={tmp_path / 'small.safetensors'}"
-    main(
-        ["prune", f"--config={ROOT / recipe}", weights, *model, f"--data.root={pictures}", f"--out={out}", "--images=8"]
-    )
+    model = [f"--backbone.model_args={SMALL}", f"--backbone.num_classes={n_classes_of(recipe)}"]
+    weights = f"--backbone.weights={small_weights(recipe, tmp_path)}"
+    data = what_a_recipe_leaves_open(recipe, pictures)
+    main(["prune", f"--config={ROOT / recipe}", weights, *model, *data, f"--out={out}", "--images=8"])
     assert "blocks.*.mlp.fc2 (2)" in capsys.readouterr().out
     (sparse, *_) = sorted(path for path in tmp_path.glob("sparse-*.safetensors") if ".masks" not in path.name)
     main(
         [
             *(
                 "fit",
-                f"--config={ROOT / 'configs' / 'finetune_pruned_cifar10.yaml'}",
+                f"--config={ROOT / recipe.replace('prune_', 'finetune_pruned_')}",
                 f"--dir={tmp_path / 'run'}",
                 *ON_CPU,
             ),
-            *(f"--model.backbone.model_args={SMALL}", f"--model.backbone.weights={sparse}", f"--data.root={pictures}"),
+            *(f"--model.backbone.model_args={SMALL}", f"--model.backbone.weights={sparse}", *data),
             *("--data.batch_size=4", "--data.eval_batch_size=4", "--trainer.enable_progress_bar=false"),
         ]
     )

@@ -9,7 +9,7 @@ from impact_lightning.types import UserError
 
 from .backbone import Backbone
 
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")  # of files too
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)  # of files too
 
 
 def check_models(models: Mapping[str, Backbone], n_classes: int) -> None:

@@ -31,7 +31,7 @@ class Scores(NamedTuple):
     divergence: Tensor  # mean KL of the circuit's predictions from the model's, over all classes
     agreement: Tensor  # share of images with the model's prediction
     images: Tensor  # (R,) int64
-    losses: tuple[Tensor, ...]  # of each image, R of (N,)
+    losses: tuple[Tensor, ...]  # of each image, R of (N,); weighed so that sides count alike: their mean is the loss
 
 
 class Evaluation:
@@ -110,7 +110,7 @@ class Evaluation:
         return torch.cat(parts)
 
     def _judged(self, task: int, logits: Tensor) -> tuple[list[float], Tensor]:
-        """Return the scores of a task in the order of `Scores`, and the loss of each image."""
+        """Return the scores of a task in the order of `Scores`, and the weighed loss of each image."""
         places, targets = self.images.images[task]
         targets, full = targets.to(logits.device), self.full[places.to(logits.device)]
         judged = judge(self.tasks[task], logits, targets, full)
@@ -124,7 +124,8 @@ class Evaluation:
             float((logits.argmax(1) == full.argmax(1)).double().mean()),
             float(len(targets)),
         ]
-        return scores, judged.loss.double().cpu()
+        weights = sum(side.double() / side.sum() for side in sides) * (len(targets) / len(sides))
+        return scores, (judged.loss.double() * weights).cpu()
 
 
 def _stacked(rows: list[tuple[list[float], Tensor]]) -> Scores:

@@ -124,7 +124,8 @@ def _of_circuit(found: ModelCircuits, p: int, of: str) -> Iterator[Finding]:
             f"switches_of_{where}", smallest, Null(float(one.switches.sum()), "the circuit, at the same loss")
         )
     rise = scores["without"]["loss"] - scores["full"]["loss"]
-    yield finding("rise_without", rise, Null(one.elsewhere, "mean rise of the losses of other tasks"))
+    elsewhere = None if math.isnan(one.elsewhere) else Null(one.elsewhere, "mean rise of the losses of other tasks")
+    yield finding("rise_without", rise, elsewhere)
 
 
 def _losses(one: Validated, finding: Callable[..., Finding]) -> Iterator[Finding]:

@@ -339,7 +339,8 @@ class LitCircuit(LightningModule):
 
     def _belongs_to(self) -> dict[str, Any]:
         return {
-            "weights": self.weights,
+            "weights": {name: self.weights[name] for name in self.backbones},
+            "permuted_weights": self.permuted_weights,
             "nodes": str(self.learner(self.names[0]).nodes),
             "tasks": [[t.readout, list(t.classes), list(t.against), t.nonsense] for t in self.data.tasks],
             "seeds": self.seeds,

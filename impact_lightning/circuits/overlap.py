@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +32,7 @@ def overlap(pairs: Sequence[tuple[Tensor, Tensor]], wiring: Wiring) -> Overlap |
         return None
     nodes = [jaccard(one, other) for one, other in pairs]
     edges = [_edge_jaccard(one, other, wiring) for one, other in pairs]
-    of_nodes, of_edges = (np.mean(table, axis=0).tolist() for table in (nodes, edges))
+    of_nodes, of_edges = (torch.tensor(table, dtype=torch.float64).nanmean(0).tolist() for table in (nodes, edges))
     return Overlap(of_nodes[0], of_nodes[1], of_edges[0], of_edges[1], len(pairs))
 
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from impact_lightning.circuits.findings import Finding, ModelCircuits, comparison, findings
-from impact_lightning.circuits.verdict import LEVEL, PASSED
+from impact_lightning.circuits.verdict import LEVEL, PASSED, UNABLE
 
 VERDICT = 12  # letters in a line of it: rich would cut its longest word where a terminal has 80 columns
 
@@ -24,7 +24,8 @@ def model_table(models: Sequence[ModelCircuits]) -> Table:
     for found in models:
         table.add_column(escape(found.model), justify="right")
     for cells in zip(*(_column(found, models[0]) for found in models), strict=True):
-        table.add_row(cells[0][0], *(cell for _, cell in cells))
+        if any(cell for _, cell in cells):
+            table.add_row(cells[0][0], *(cell for _, cell in cells))
     return table
 
 
@@ -32,7 +33,8 @@ def _column(found: ModelCircuits, first: ModelCircuits) -> list[tuple[str, str]]
     """Return what the table says of a model, and what that is."""
     known = {one.measure: one for one in findings(found) if one.of == found.model}
     ratios = {one.measure: one for one in comparison(found, first)} if found is not first else {}
-    reached = [one for one in found.validated if one.reached]
+    pairs = zip(found.validated, found.verdicts, strict=True)
+    reached = [one for one, text in pairs if one.reached and text != UNABLE]
     stable = [one for one in found.stability.values() if one is not None]
     chance = [float(np.mean(column)) for column in zip(*((one.nodes, one.chance) for one in stable), strict=True)]
     return [

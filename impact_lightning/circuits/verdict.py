@@ -7,6 +7,7 @@ from typing import NamedTuple
 from impact_lightning.circuits.validation import Validated
 
 SURE = 3.0  # standard errors by which a model must be better than constants, to be able to do a task
+UNABLE = "the model cannot do it"
 PASSED = "passes every check"
 LEVEL = 0.05  # of p-values
 DRAWS = math.ceil(1 / LEVEL) - 1  # random circuits without which no p-value can reach that
@@ -29,7 +30,7 @@ def verdict(one: Validated, controls: Mapping[str, Control], stability: tuple[fl
     """
     full, empty = one.scores["full"], one.scores["empty"]
     if full["accuracy"] - empty["accuracy"] < SURE * math.sqrt(0.25 / full["images"]):
-        return "the model cannot do it"
+        return UNABLE
     if not one.reached:
         return "no size reaches the target"
     if not bool(one.mask.any()):
@@ -38,7 +39,7 @@ def verdict(one: Validated, controls: Mapping[str, Control], stability: tuple[fl
         "sufficiency": one.p_sufficient > LEVEL,
         "necessity": one.p_necessary > LEVEL,
         **{name: one.scores["alone"]["loss"] >= control.loss for name, control in controls.items()},
-        "stability": stability is not None and stability[0] <= stability[1],
+        "stability": stability is not None and not stability[0] > stability[1],
     }
     names = [name for name, is_failed in failed.items() if is_failed]
     return "fails " + ", ".join(names) if names else PASSED

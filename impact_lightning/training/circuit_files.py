@@ -31,7 +31,7 @@ class CircuitFiles(Callback):
         folder, skipped = Path(trainer.default_root_dir) / "circuits", 0
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier test, perhaps of other tasks
         for found in pl_module.found:
-            skipped += _write(folder / file_name(found.model), found, pl_module.learner(found.model))
+            skipped += _write(folder / found.model, found, pl_module.learner(found.model))
         print(f"masks, graphs and pictures of circuits: {folder}")
         if skipped:
             print(f"  {skipped} circuits are empty or have more than {EDGES:,} edges: no graph of them is written")

@@ -129,7 +129,6 @@ def test_file_names_are_such_that_any_file_system_takes(name: str) -> None:
     assert not found.startswith("-")
 
 
-@pytest.mark.xfail(strict=True, reason="CircuitFiles turns both names into one folder, and the second overwrites")
 def test_names_that_differ_in_a_sign_have_folders_of_their_own(weights: Path, tmp_path: Path) -> None:
     models = {name: backbone(weights / f"{file}.safetensors") for name, file in (("v1.0", "a"), ("v1-0", "b"))}
     words = (ONE, "--data.nonsense=false")
