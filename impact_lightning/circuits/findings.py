@@ -102,6 +102,7 @@ def _of_circuit(found: ModelCircuits, p: int, of: str) -> Iterator[Finding]:
     by_chance = Null(1.0, "nodes chosen without regard to weights")
     yield finding("density_ratio", float(counts.density_ratio[p]), by_chance)
     yield finding("query_key_paths", float(counts.paths[p]))
+    yield finding("loss_to_reach", one.target)
     yield from _losses(one, finding)
     scores = one.scores
     yield finding("accuracy_alone", scores["alone"]["accuracy"], Null(scores["empty"]["accuracy"], "the empty circuit"))
