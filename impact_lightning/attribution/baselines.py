@@ -29,10 +29,11 @@ class Random(Method):
 
 @dataclass(frozen=True)
 class Centre(Method):
-    """Minus the distance of a patch from the centre of the image, in patches: photographs show things there."""
+    """How much closer to the centre of the image than a corner a patch is: photographs show things there."""
 
     def __call__(self, model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
         """Return relevance `(B, gh, gw)`, as `Method` has it."""
         gh, gw = grid_size(admit(model, images, targets), images)
         y, x = (torch.arange(n, dtype=images.dtype, device=images.device) - (n - 1) / 2 for n in (gh, gw))
-        return -torch.hypot(y[:, None], x).repeat(len(images), 1, 1)
+        distance = torch.hypot(y[:, None], x)
+        return (distance.max() - distance).repeat(len(images), 1, 1)

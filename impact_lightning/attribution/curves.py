@@ -7,7 +7,7 @@ batches whatever step they belong to.
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,7 @@ class Subject:
                 raise UserError(f"{name} must be classes of 0 to {self.logits.shape[1] - 1}, got {given.tolist()}")
         self._fills: dict[Removal, Fill] = {}
         self._tokens: dict[Removal | None, Tokens] = {}
+        self._random: dict[tuple[State, Score, Units, int], Tensor] = {}  # no map has a part in these
 
     @torch.inference_mode()
     def curves(
@@ -158,9 +159,13 @@ class Subject:
         n = orders["relevance"].relevance.shape[1]
         values, open_ = {}, dict[Removal, list[State]]()
         every = torch.arange(len(self.images))
+        units: Any = tuple(orders["relevance"].rank.shape[1:])
+        drawn = (protocol.score, units, int(getattr(protocol, "seed", 0)))
         for state in dict.fromkeys(_state(run, ranks, n) for run in runs for ranks in run.removed):
             low, high = state.ranks
-            if low == high:
+            if (known := self._random.get((state, *drawn))) is not None:
+                values[state] = known
+            elif low == high:
                 values[state] = self.scores(self.logits, every, protocol.score)
             elif (low, high) == (0, n) and not isinstance(state.substrate, Imputed | Drop):
                 logits = self._fill(state.substrate).logits.expand_as(self.logits)
@@ -172,6 +177,7 @@ class Subject:
             sizes = [state.ranks[1] - state.ranks[0] for state in states]
             found = self.responses(removed, sizes, substrate, protocol.score, in_patches=in_patches)
             values.update(zip(states, found.unbind(1), strict=True))
+        self._random |= {(state, *drawn): x for state, x in values.items() if state.ranking == "random"}
         return values
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """LitAttribution: which patches a model used, by many methods, and whether that can be believed; measured by `test`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ METHODS: dict[str, Method] = {
     "smooth_grad": SmoothGrad(),
     "grad_cam": GradCAM(),
     "legrad": LeGrad(),
-    "rise": RISE(),
+    "rise": RISE(masks=500),
     "occlusion": Occlusion(),
     BASELINE: Random(),
     "centre": Centre(),
@@ -62,7 +62,8 @@ class LitAttribution(Measuring):
         protocols: How curves are drawn; by default all of them.
         explain_label: Whether the class that is explained is the label, instead of the prediction.
         sanity_images: Images on which maps are compared with those of randomised models and of other classes.
-        gallery_images: Images whose maps are drawn.
+        gallery_images: Images whose maps are kept and drawn.
+        curve_images: Images whose curves are kept and drawn; areas are of all images.
         batch_size: Images of one forward of a curve.
     """
 
@@ -73,8 +74,9 @@ class LitAttribution(Measuring):
         methods: dict[str, Method] | None = None,
         protocols: list[CurveProtocol] | None = None,
         explain_label: bool = False,
-        sanity_images: int = 32,
+        sanity_images: int = 16,
         gallery_images: int = 16,
+        curve_images: int = 2000,
         batch_size: int = 64,
     ) -> None:
         super().__init__()
@@ -82,6 +84,7 @@ class LitAttribution(Measuring):
         for name, value, least in (
             ("sanity_images", sanity_images, 0),
             ("gallery_images", gallery_images, 0),
+            ("curve_images", curve_images, 0),
             ("batch_size", batch_size, 1),
         ):
             if value < least:
@@ -97,6 +100,7 @@ class LitAttribution(Measuring):
         self.explain_label = explain_label
         self.sanity_images = sanity_images
         self.gallery_images = gallery_images
+        self.curve_images = curve_images
         self.batch_size = batch_size
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         built = [replace(backbone, num_classes=n_classes).build() for backbone in models.values()]
@@ -115,8 +119,14 @@ class LitAttribution(Measuring):
             raise UserError(f"LitAttribution reads images with labels, not {type(data).__name__}")
         return data
 
+    def setup(self, stage: str) -> None:
+        """Refuse half precision: it moves areas by more than 1e-3, and relevance is divided by numbers close to 0."""
+        super().setup(stage)
+        if "16" in str(self.trainer.precision):
+            raise UserError(f"trainer.precision is {self.trainer.precision}: maps and curves need single precision, 32")
+
     def on_test_start(self) -> None:
-        """Choose the images of the gallery and of sanity checks: the same for every model and any number of ranks."""
+        """Choose the images of gallery, sanity checks and curves: the same for every model and any number of ranks."""
         data = self.data
         rows = np.random.default_rng(self.seed).permutation(len(data.split("test"))).tolist()
         pixels = Pixels(tuple(data.mean), tuple(data.std))
@@ -133,6 +143,7 @@ class LitAttribution(Measuring):
                     explain_label=self.explain_label,
                     sanity=rows[: self.sanity_images],
                     gallery=rows[: self.gallery_images],
+                    shown=rows[: self.curve_images],
                     seed=self.seed,
                     batch_size=self.batch_size,
                 )
@@ -142,40 +153,49 @@ class LitAttribution(Measuring):
         """Explain a batch by every method and model."""
         if len(batch.labels):
             for study in self.studies:
-                study.look(batch)
+                try:
+                    study.look(batch)
+                except UserError as error:
+                    raise UserError(f"model.models.{study.name}: {error}") from error
 
     def on_test_epoch_end(self) -> None:
         """Bring what was found together, and turn it into records."""
         for study in self.studies:
             study.gather()
+        if not self.studies[0].parts:  # on every rank: one that goes on would wait for the others
+            raise UserError("none of the test images can be read; mend the data")
+        notes = self.data.notes("test")  # all ranks together
         if rank_and_world()[0] != 0:
             return
-        if not self.studies[0].parts:
-            raise UserError("none of the test images can be read; mend the data")
         scores = {study.name: study.scores() for study in self.studies}
         first = scores[self.names[0]]
         self.found = {name: list(findings(own, self.seed)) for name, own in scores.items()}
         self.compared = {name: list(differences(scores[name], first, self.seed)) for name in self.names[1:]}
-        self.records = [self._record(one, name, self.weights[name]) for name, own in self.found.items() for one in own]
+        found = {name: (self.weights[name], own) for name, own in self.found.items()}
         for name, own in self.compared.items():
             weights = f"{self.weights[name]} - {self.weights[self.names[0]]}"
-            self.records += [self._record(one, f"{name} - {self.names[0]}", weights) for one in own]
+            found[f"{name} - {self.names[0]}"] = (weights, own)
+        self.records = list(self._records(found, notes))
 
-    def _record(self, one: Finding, model: str, weights: str) -> Record:
-        return Record(
-            measure=one.measure,
-            version=1,
-            value=one.value,
-            n=one.n,
-            seed=self.seed,
-            protocol=self.protocol(),
-            weights=weights,
-            data=self.data.fingerprint("test"),
-            null=one.null,
-            interval=one.interval,
-            of=f"{model}/{one.method}",
-            notes=(*self.data.notes("test"), *one.notes),
-        )
+    def _records(self, found: Mapping[str, tuple[str, Sequence[Finding]]], notes: tuple[str, ...]) -> Iterator[Record]:
+        """Yield a record for each finding about models, or differences of models, of some weights."""
+        protocol, data = self.protocol(), self.data.fingerprint("test")
+        for model, (weights, own) in found.items():
+            for one in own:
+                yield Record(
+                    measure=one.measure,
+                    version=1,
+                    value=one.value,
+                    n=one.n,
+                    seed=self.seed,
+                    protocol=protocol,
+                    weights=weights,
+                    data=data,
+                    null=one.null,
+                    interval=one.interval,
+                    of=f"{model}/{one.method}",
+                    notes=(*notes, *one.notes),
+                )
 
     def protocol(self) -> dict[str, Constant]:
         """Return the constants under which the numbers are made."""

@@ -56,10 +56,11 @@ CURVE_MEASURES: Mapping[str, tuple[CurveMeasure, ...]] = {
 
 
 def of_curves(protocol: CurveProtocol, curves: Mapping[str, Curves]) -> dict[str, Tensor]:
-    """Return the numbers of a protocol's curves by name, `(B,)` each."""
+    """Return the numbers of a protocol's curves by name, `(B,)` each; of an unknown protocol the areas that it has."""
+    areas = () if protocol.area == "none" else tuple(CurveMeasure(f"{name}_auc", area, (name,)) for name in curves)
     return {
         f"{protocol.name}_{one.name}": one.score(*(curves[name] for name in one.curves))
-        for one in CURVE_MEASURES[protocol.name]
+        for one in CURVE_MEASURES.get(protocol.name, areas)
     }
 
 
@@ -74,6 +75,7 @@ def of_maps(maps: Tensor, norms: Tensor) -> dict[str, Tensor]:
         "map_sparseness": map_sparseness(maps),
         "map_complexity": complexity(maps),
         "artifact_mass": artifact_mass(maps, norms),
+        "constant_map": (maps == maps[:, :1, :1]).flatten(1).all(1).double(),  # 1 where it has no order of its own
     }
 
 

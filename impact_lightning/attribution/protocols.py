@@ -4,9 +4,10 @@ A number means something beside its protocol alone: name, version and every sett
 of two conventions never compare.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from impact_lightning.attribution.road import Imputed
 from impact_lightning.attribution.scores import Score
@@ -28,7 +29,7 @@ class Run(NamedTuple):
     ranking: Literal["relevance", "random"] = "relevance"
 
 
-class CurveProtocol(Protocol):
+class CurveProtocol(ABC):
     """What an engine needs to know."""
 
     name: ClassVar[str]
@@ -36,22 +37,22 @@ class CurveProtocol(Protocol):
     area: ClassVar[Area]
 
     @property
+    @abstractmethod
     def resolution(self) -> Literal["pixels", "patches"]:
         """The units that are ranked and removed."""
-        ...
 
     @property
+    @abstractmethod
     def score(self) -> Score:
         """What is read off the logits."""
-        ...
 
+    @abstractmethod
     def runs(self, n: int) -> dict[str, Run]:
         """Return the curves of images of n units, by name."""
-        ...
 
 
 @dataclass(frozen=True)
-class Rise:
+class Rise(CurveProtocol):
     """Insertion and deletion of pixels (RISE, arXiv 1806.07421): from a blurred image, and to zero after normalisation.
 
     Args:
@@ -76,7 +77,7 @@ class Rise:
 
 
 @dataclass(frozen=True)
-class Chefer:
+class Chefer(CurveProtocol):
     """Positive and negative perturbation (arXiv 2012.09838): 0 to 90 % of the pixels become black, accuracy is read.
 
     As published, images were resized to 224 x 224 without a crop; here they come as the model takes them.
@@ -95,7 +96,7 @@ class Chefer:
 
 
 @dataclass(frozen=True)
-class Patch:
+class Patch(CurveProtocol):
     """Patches are removed in three orders, and inserted.
 
     Args:
@@ -135,7 +136,7 @@ class Patch:
 
 
 @dataclass(frozen=True)
-class Road:
+class Road(CurveProtocol):
     """Remove and debias (arXiv 2202.00449): removed pixels are imputed from their neighbours, at 10 to 90 %.
 
     Args:
@@ -161,7 +162,7 @@ class Road:
 
 
 @dataclass(frozen=True)
-class Groups:
+class Groups(CurveProtocol):
     """Groups of equal rank are removed alone, one at a time: what SaCo (CVPR 2024) compares with their relevance.
 
     Args:

@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 STEPS = 3  # into which the blocks are cut
+HEADS = ("head", "head_dist", "norm", "fc_norm")  # what reads the last block
 
 
 @torch.inference_mode(mode=False)
@@ -37,10 +38,13 @@ def randomised(model: VisionTransformer, seed: int) -> VisionTransformer:
 
 
 def cascade(model: VisionTransformer, seed: int) -> Iterator[tuple[str, VisionTransformer]]:
-    """Yield copies of a model that is randomised from the head down: which parts are gone, and the copy."""
+    """Yield a copy of a model that is randomised from the head down: which parts are gone, and the copy as it stands.
+
+    The stage that would come last, of every parameter, is `randomised`.
+    """
     copied, generator = _copy(model), torch.Generator().manual_seed(seed)
     for name, module in copied.named_children():
-        if name in ("head", "head_dist", "norm", "fc_norm"):
+        if name in HEADS:
             randomise(module, generator)
     yield "head", copied
     blocks = list(copied.blocks)
@@ -50,8 +54,6 @@ def cascade(model: VisionTransformer, seed: int) -> Iterator[tuple[str, VisionTr
             for block in blocks[low:high]:
                 randomise(block, generator)
             yield f"blocks {low} and above", copied
-    randomise(copied, generator)
-    yield "everything", copied
 
 
 @torch.inference_mode(mode=False)  # parameters made in inference mode would have no gradients
@@ -63,8 +65,8 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return Spearman's correlation of each pair of maps `(B, h, w)`, float64 `(B,)`; nan where one is constant.
 
     Example:
-        >>> rank_correlation(torch.tensor([[[1.0, 2.0, 5.0]]]), torch.tensor([[[0.0, 3.0, 4.0]]])).item()
-        1.0
+        >>> round(rank_correlation(torch.tensor([[[1.0, 2.0, 5.0]]]), torch.tensor([[[0.0, 4.0, 3.0]]])).item(), 6)
+        0.5
     """
     x, y = (_ranks(maps.flatten(1).double()) for maps in (a, b))
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
@@ -76,4 +78,4 @@ def _ranks(x: Tensor) -> Tensor:
     """Return ranks of rows `(B, n)`; equal entries share the mean of theirs."""
     below = (x[:, :, None] > x[:, None]).sum(2)
     same = (x[:, :, None] == x[:, None]).sum(2)
-    return below + (same - 1) / 2
+    return below + (same.double() - 1) / 2

@@ -1,6 +1,7 @@
 """A study: the maps of one model by many methods, and every number of every image."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from impact_lightning.attribution.curves import CurveEngine
 from impact_lightning.attribution.measures import of_curves, of_maps, of_masks
-from impact_lightning.attribution.method import Method, on_grid
+from impact_lightning.attribution.method import Method, on_grid, refuse_non_finite
 from impact_lightning.attribution.protocols import CurveProtocol
 from impact_lightning.attribution.randomisation import cascade, randomised, rank_correlation
 from impact_lightning.attribution.substrates import Pixels
@@ -22,6 +23,7 @@ from impact_lightning.types import ImageBatch
 
 Key = tuple[str, str]  # method, measure
 CurveKey = tuple[str, str, str]  # method, protocol, curve
+Maps = dict[str, Tensor]  # by method, (B, gh, gw)
 RANDOMISED = "randomised_"  # before a measure: of maps of the model with every parameter drawn anew
 
 
@@ -53,7 +55,8 @@ class Study:
         pixels: How images were normalised.
         explain_label: Whether the class that is explained is the label, instead of the prediction.
         sanity: Rows of the images on which methods are checked against randomised models.
-        gallery: Rows of the images that are shown.
+        gallery: Rows of the images whose maps are kept.
+        shown: Rows of the images whose curves are kept; areas and all other numbers are kept of every image.
         seed: Seed of random models and classes.
         batch_size: Images of one forward of a curve.
     """
@@ -69,6 +72,7 @@ class Study:
         explain_label: bool,
         sanity: Sequence[int],
         gallery: Sequence[int],
+        shown: Sequence[int],
         seed: int,
         batch_size: int,
     ) -> None:
@@ -77,7 +81,7 @@ class Study:
         self.methods = methods
         self.protocols = protocols
         self.explain_label = explain_label
-        self.sanity, self.gallery = set(sanity), set(gallery)
+        self.sanity, self.gallery, self.shown = set(sanity), set(gallery), set(shown)
         self.seed = seed
         self.engine = CurveEngine(model, pixels=pixels, batch_size=batch_size)
         self.control = randomised(model, seed)
@@ -93,23 +97,20 @@ class Study:
         subject = self.engine.subject(
             images, rows, targets=batch.labels if self.explain_label else None, labels=batch.labels
         )
+        refuse_non_finite(subject.logits, "the logits")
+        found = self._maps(self.model, images, subject.targets)
         norms = self._norms(images)
-        found: dict[str, Tensor] = {}
-        for name, method in self.methods.items():
-            maps = method(self.model, images, subject.targets)
-            found[name] = maps
+        for name, maps in found.items():
             self._add(name, of_maps(maps, norms), rows)
-            self._add(name, {"constant_map": _is_constant(maps)}, rows)
             for protocol in self.protocols:
                 curves = subject.curves(maps, protocol)
                 self._add(name, of_curves(protocol, curves), rows)
                 self._keep_curves(name, protocol, curves)
-            if batch.masks is not None:
-                self._add(name, of_masks(maps, batch.masks), rows)
-                without = method(self.control, images, subject.targets)
-                self._add(name, {RANDOMISED + key: x for key, x in of_masks(without, batch.masks).items()}, rows)
-        self._check_sanity(images, rows, subject.targets, found, subject.logits.shape[1])
+        self._randomise(batch, subject.targets, found)
         self._keep(batch, subject.targets, subject.logits.softmax(1), found)
+
+    def _maps(self, model: VisionTransformer, images: Tensor, targets: Tensor) -> Maps:
+        return {name: method(model, images, targets) for name, method in self.methods.items()}
 
     def _add(self, method: str, scores: Mapping[str, Tensor], rows: Tensor) -> None:
         for measure, values in scores.items():
@@ -118,7 +119,8 @@ class Study:
     def _keep_curves(self, method: str, protocol: CurveProtocol, curves: Mapping[str, Curves]) -> None:
         for name, drawn in curves.items():
             key = (method, protocol.name, name)
-            self.curves.setdefault(key, []).append((drawn.rows.cpu(), drawn.values.float().cpu()))
+            at = _chosen(drawn.rows, self.shown)
+            self.curves.setdefault(key, []).append((drawn.rows[at].cpu(), drawn.values[at].float().cpu()))
             self.fractions[key], self.constants[key] = drawn.fractions.cpu(), drawn.protocol
 
     @torch.no_grad()
@@ -129,24 +131,39 @@ class Study:
             self.model(images)
         return on_grid(self.model, images, captured[site].norm(dim=2))
 
-    def _check_sanity(
-        self, images: Tensor, rows: Tensor, targets: Tensor, found: Mapping[str, Tensor], n_classes: int
-    ) -> None:
-        """Compare maps with those of models that have unlearnt, and of another class."""
-        at = torch.tensor([row in self.sanity for row in rows.tolist()], device=images.device).nonzero().flatten()
-        if not len(at):
-            return
-        some, own, numbers = images[at], targets[at], rows[at]
-        for parts, model in cascade(self.model, self.seed):
-            for name, method in self.methods.items():
-                likeness = rank_correlation(found[name][at], method(model, some, own))
-                self._add(name, {f"likeness_without_{parts.replace(' ', '_')}": likeness}, numbers)
-        others = (own + 1 + (numbers.to(own) + self.seed) % max(1, n_classes - 1)) % n_classes
-        for name, method in self.methods.items():
-            likeness = rank_correlation(found[name][at], method(self.model, some, others))
-            self._add(name, {"likeness_of_another_class": likeness}, numbers)
+    def _randomise(self, batch: ImageBatch, targets: Tensor, found: Maps) -> None:
+        """Explain it by the model with every parameter drawn anew: all images with masks, else those of checks."""
+        at = _chosen(batch.row, self.sanity)
+        if batch.masks is None:
+            without = self._maps(self.control, batch.images[at], targets[at]) if len(at) else {}
+        else:
+            of_all = self._maps(self.control, batch.images, targets)
+            for name, maps in found.items():
+                self._add(name, of_masks(maps, batch.masks), batch.row)
+                places = of_masks(of_all[name], batch.masks)
+                self._add(name, {RANDOMISED + measure: x for measure, x in places.items()}, batch.row)
+            without = {name: maps[at] for name, maps in of_all.items()}
+        if len(at):
+            own = {name: maps[at] for name, maps in found.items()}
+            self._check_sanity(batch.images[at], batch.row[at], targets[at], own, without)
 
-    def _keep(self, batch: ImageBatch, targets: Tensor, p: Tensor, found: Mapping[str, Tensor]) -> None:
+    def _check_sanity(self, images: Tensor, rows: Tensor, targets: Tensor, found: Maps, without: Maps) -> None:
+        """Compare maps with those of models that have unlearnt, and of another class."""
+        for parts, model in cascade(self.model, self.seed):
+            self._compare(
+                f"likeness_without_{parts.replace(' ', '_')}", found, self._maps(model, images, targets), rows
+            )
+        self._compare("likeness_without_everything", found, without, rows)
+        n = self.model.num_classes
+        if n > 1:
+            others = (targets + 1 + (rows + self.seed) % (n - 1)) % n
+            self._compare("likeness_of_another_class", found, self._maps(self.model, images, others), rows)
+
+    def _compare(self, measure: str, found: Maps, others: Maps, rows: Tensor) -> None:
+        for name, maps in found.items():
+            self._add(name, {measure: rank_correlation(maps, others[name])}, rows)
+
+    def _keep(self, batch: ImageBatch, targets: Tensor, p: Tensor, found: Maps) -> None:
         for i, row in enumerate(batch.row.tolist()):
             if row in self.gallery:
                 maps = {name: maps[i].float().cpu() for name, maps in found.items()}
@@ -175,7 +192,7 @@ class Study:
         return found
 
     def drawn(self) -> dict[CurveKey, Tensor]:
-        """Return every curve of every image `(N, S)`, images in the order of the data set."""
+        """Return the curves that are kept `(n, S)`, images in the order of the data set."""
         found = {}
         for key, parts in self.curves.items():
             rows, values = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -183,10 +200,9 @@ class Study:
         return found
 
 
-def _is_constant(maps: Tensor) -> Tensor:
-    """Return which maps have no order of their own, as numbers `(B,)`."""
-    flat = maps.flatten(1)
-    return (flat == flat[:, :1]).all(1).double()
+def _chosen(rows: Tensor, of: AbstractSet[int]) -> Tensor:
+    """Return which places of a batch hold one of some rows."""
+    return torch.tensor([row in of for row in rows.tolist()], dtype=torch.bool, device=rows.device).nonzero()[:, 0]
 
 
 def _keys(ranks: Sequence[tuple], place: int) -> list:  # type: ignore[type-arg]

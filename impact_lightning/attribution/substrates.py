@@ -1,8 +1,9 @@
 """Substrates: what takes the place of pixels that are removed."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Pixels(NamedTuple):
         return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
-class Substrate(Protocol):
+class Substrate(ABC):
     """What takes the place of normalised images: a frozen dataclass, whose fields are part of results.
 
     It is one for all images where it `is_shared`.
@@ -41,13 +42,13 @@ class Substrate(Protocol):
 
     is_shared: ClassVar[bool]
 
+    @abstractmethod
     def __call__(self, images: Tensor, pixels: Pixels | None, rows: Tensor) -> Tensor:
         """Return the images with everything removed `(B or 1, C, h, w)`."""
-        ...
 
 
 @dataclass(frozen=True)
-class ZeroNorm:
+class ZeroNorm(Substrate):
     """Zero after normalisation: the mean grey of the data."""
 
     is_shared: ClassVar[bool] = True
@@ -58,7 +59,7 @@ class ZeroNorm:
 
 
 @dataclass(frozen=True)
-class Black:
+class Black(Substrate):
     """Zero before normalisation."""
 
     is_shared: ClassVar[bool] = True
@@ -71,7 +72,7 @@ class Black:
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Substrate):
     """The mean colour of each image."""
 
     is_shared: ClassVar[bool] = False
@@ -82,7 +83,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Min:
+class Min(Substrate):
     """The smallest number of each image, in all channels."""
 
     is_shared: ClassVar[bool] = False
@@ -93,7 +94,7 @@ class Min:
 
 
 @dataclass(frozen=True)
-class BlurRise:
+class BlurRise(Substrate):
     """The blur of RISE: a Gaussian-filtered impulse as kernel, zeros around the normalised image.
 
     Args:
@@ -116,7 +117,7 @@ class BlurRise:
 
 
 @dataclass(frozen=True)
-class BlurGauss:
+class BlurGauss(Substrate):
     """A Gaussian blur, cut at four sigma; border pixels go on beyond the border.
 
     Args:
@@ -138,7 +139,7 @@ class BlurGauss:
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Substrate):
     """Normal noise around zero after normalisation, a pure function of the seed and the number of an image.
 
     Args:

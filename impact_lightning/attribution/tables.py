@@ -1,4 +1,4 @@
-"""What a terminal shows of maps: a row for each method, the best first."""
+"""What a terminal shows of maps: a row for each method, in 80 columns."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
-from impact_lightning.attribution.findings import BASELINE, Finding
+from impact_lightning.attribution.findings import Finding
 
 
 class Column(NamedTuple):
@@ -15,32 +15,33 @@ class Column(NamedTuple):
     measure: str
     heading: str
     digits: int = 3
+    better: int = 1  # 1 where more is better, -1 where less is, 0 where neither
 
 
 FAITHFULNESS = (
-    Column("patch_area_between", "MoRF-LeRF"),
-    Column("rise_insertion_auc", "insertion"),
-    Column("rise_deletion_auc", "deletion"),
-    Column("chefer_positive_auc", "positive", 1),
-    Column("chefer_negative_auc", "negative", 1),
+    Column("patch_area_between", "MoRF-\nLeRF"),
+    Column("rise_insertion_auc", "inser-\ntion"),
+    Column("rise_deletion_auc", "dele-\ntion", better=-1),
+    Column("chefer_positive_auc", "posi-\ntive", 1, better=-1),
+    Column("chefer_negative_auc", "nega-\ntive", 1),
     Column("road_combined", "ROAD"),
     Column("groups_saco", "SaCo", 2),
 )
 PLACES = (
     Column("pointing_game", "pointing"),
-    Column("randomised_pointing_game", "randomised"),
+    Column("randomised_pointing_game", "random-\nised"),
     Column("energy_in_mask", "energy"),
-    Column("randomised_energy_in_mask", "randomised"),
+    Column("randomised_energy_in_mask", "random-\nised"),
     Column("rank_accuracy", "ranks"),
     Column("mask_iou", "IoU"),
 )
 SANITY = (
-    Column("likeness_without_head", "head", 2),
-    Column("likeness_without_everything", "everything", 2),
-    Column("likeness_of_another_class", "other class", 2),
-    Column("map_sparseness", "sparseness", 2),
-    Column("artifact_mass", "artifacts", 2),
-    Column("constant_map", "constant", 2),
+    Column("likeness_without_head", "no\nhead", 2, better=0),
+    Column("likeness_without_everything", "nothing\nlearnt", 2, better=0),
+    Column("likeness_of_another_class", "other\nclass", 2, better=0),
+    Column("map_sparseness", "sparse-\nness", 2, better=0),
+    Column("artifact_mass", "arti-\nfacts", 2, better=0),
+    Column("constant_map", "con-\nstant", 2, better=0),
 )
 PARTS = (
     (
@@ -48,10 +49,17 @@ PARTS = (
         FAITHFULNESS,
         "means over images; * above random maps (below, of deletion and positive) in the 95 % interval",
     ),
-    ("maps and objects", PLACES, "beside each the same of the model with every parameter drawn anew"),
-    ("sanity", SANITY, "rank correlation with maps of randomised models and of another class; then what maps are like"),
+    (
+        "maps and objects",
+        PLACES,
+        "* above random maps in the 95 % interval; randomised: the same with every parameter of the model drawn anew",
+    ),
+    (
+        "sanity",
+        SANITY,
+        "rank correlation with maps of randomised models and of another class; then what maps are like",
+    ),
 )
-LOWER_IS_BETTER = ("rise_deletion_auc", "chefer_positive_auc")
 
 
 def method_table(model: str, found: Sequence[Finding]) -> list[Table]:
@@ -68,7 +76,7 @@ def method_table(model: str, found: Sequence[Finding]) -> list[Table]:
         for column in shown:
             table.add_column(column.heading, justify="right")
         for method in methods:
-            table.add_row(escape(method), *(_cell(known, method, column) for column in shown))
+            table.add_row(escape(method.replace("_", " ")), *(_cell(known, method, column) for column in shown))
         tables.append(table)
     return tables
 
@@ -79,7 +87,6 @@ def _cell(known: dict[tuple[str, str], Finding], method: str, column: Column) ->
         return ""
     ahead = known.get((method, f"{column.measure}_above_random"))
     is_better = False
-    if method != BASELINE and ahead is not None and ahead.interval is not None:
-        lower = column.measure in LOWER_IS_BETTER
-        is_better = ahead.interval.high < 0 if lower else ahead.interval.low > 0
+    if ahead is not None and ahead.interval is not None:
+        is_better = {1: ahead.interval.low > 0, 0: False, -1: ahead.interval.high < 0}[column.better]
     return f"{one.value:.{column.digits}f}" + ("*" if is_better else " ")

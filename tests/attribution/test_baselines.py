@@ -25,4 +25,6 @@ def test_centre_falls_with_the_distance() -> None:
     maps = Centre()(build("plain"), random_images(), TARGETS)
     for y in range(4):
         for x in range(4):
-            assert maps[1, y, x].item() == pytest.approx(-math.sqrt((y - 1.5) ** 2 + (x - 1.5) ** 2))
+            closer = math.sqrt(4.5) - math.sqrt((y - 1.5) ** 2 + (x - 1.5) ** 2)
+            assert maps[1, y, x].item() == pytest.approx(closer, abs=1e-12)
+    assert maps.min() == 0

@@ -307,3 +307,20 @@ def test_models_keep_their_flags() -> None:
     subject(model).curves(relevance(), Patch(4, start=ZeroNorm()))
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_orders_in_which_no_map_has_a_part_are_drawn_once() -> None:
+    model, protocol = convolution(), Patch(step=4)
+    subject = CurveEngine(model).subject(pictures(), torch.arange(3))
+    first = subject.curves(relevance(), protocol)
+    seen = model.seen
+    second = subject.curves(relevance(seed=5), protocol)
+    assert model.seen - seen == 3 * (3 + 3)  # three steps of morf and of lerf, which insertion reads backwards
+    alone = CurveEngine(convolution()).subject(pictures(), torch.arange(3)).curves(relevance(seed=5), protocol)
+    for name, curves in second.items():
+        torch.testing.assert_close(curves.values, alone[name].values)
+    torch.testing.assert_close(second["random"].values, first["random"].values, rtol=0, atol=0)
+    other = subject.curves(relevance(), Patch(step=4, seed=1))["random"]
+    logits = subject.curves(relevance(), Patch(step=4, score="logit"))["random"]
+    assert not torch.allclose(other.values, first["random"].values)
+    assert not torch.allclose(logits.values, first["random"].values)
