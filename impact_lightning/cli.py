@@ -244,6 +244,7 @@ def _quiet() -> None:
         logging.getLogger(f"lightning.fabric.utilities.{chatty}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # lightning 2.6 on torch >= 2.13
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # models that are only read
+    warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")  # resume is exact: tests compare bits
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # a short run; the results show
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning|jsonargparse")
 

@@ -1,5 +1,7 @@
 """Controls: circuits that know nothing, and the p-values of those that were found."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -53,15 +55,29 @@ def p_value(found: float, drawn: Tensor, *, lower_is_better: bool) -> float:
     return (1 + int(as_good.sum())) / (1 + len(drawn))
 
 
-def jaccard(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Return the overlap of two circuits `(n,)`, and what it is expected to be by chance.
+def jaccard(a: Tensor, b: Tensor, nodes: Nodes) -> tuple[float, float]:
+    """Return the overlap of two circuits `(n,)`, and what is expected if both drew as many nodes of every site.
 
-    With shares p and q of all nodes, `pq / (p + q - pq)`.
+    Of p and q nodes of a site with w, p q / w are expected in both.
     """
-    both, either = int((a & b).sum()), int((a | b).sum())
-    p, q = float(a.double().mean()), float(b.double().mean())
-    chance = p * q / (p + q - p * q) if p + q else float("nan")
-    return (both / either if either else float("nan")), chance
+    p, q, w = (
+        torch.tensor([float(part) for part in column], dtype=torch.float64)
+        for column in zip(*((a[s.of].sum(), b[s.of].sum(), s.width) for s in nodes.sites), strict=True)
+    )
+    return ratio_of_sets(int((a & b).sum()), int(a.sum()), int(b.sum())), ratio_of_sets(
+        float((p * q / w).sum()), int(a.sum()), int(b.sum())
+    )
+
+
+def ratio_of_sets(both: float, a: int, b: int) -> float:
+    """Return the share of what is in one of two sets that is in both; nan of two empty ones.
+
+    Example:
+        >>> ratio_of_sets(1, 2, 2)
+        0.3333333333333333
+    """
+    either = a + b - both
+    return both / either if either else math.nan
 
 
 def faithfulness(curve: Tensor, full: Tensor, empty: Tensor) -> Tensor:

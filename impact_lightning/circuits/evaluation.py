@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -64,8 +65,9 @@ class Evaluation:
         places = torch.arange(len(self.images.pixels))
         return torch.cat([self.model(self.images[part]) for part in places.split(self.batch_size)])
 
+    @cached_property
     def whole(self) -> Scores:
-        """Return how well the whole model does each task."""
+        """How well the whole model does each task."""
         return _stacked(
             [self._judged(task, self.full[self.images.images[task].rows]) for task in range(len(self.tasks))]
         )

@@ -16,7 +16,7 @@ from impact_lightning.circuits.resampling import Donor, Resampled
 from impact_lightning.circuits.size import Target
 from impact_lightning.circuits.task_data import TaskData
 from impact_lightning.circuits.tasks import Task, coin
-from impact_lightning.circuits.validation import Validated, Validator, of_circuits
+from impact_lightning.circuits.validation import Validated, Validator, at_size, of_circuits
 from impact_lightning.circuits.verdict import Control, verdict
 from impact_lightning.ranks import all_in_turns, rank_and_world
 from impact_lightning.types import UserError
@@ -50,11 +50,11 @@ def goals(learners: Sequence[Learner], means: Sequence[Means], data: TaskData, t
         constants = own.constants(learner.how.constant)
         nothing = torch.zeros(n, learner.nodes.n, dtype=torch.bool)
         filling = Resampled("any", seed) if learner.how.ablation == "resample" else constants
-        full, empty = select.whole().loss, select(nothing, range(n), filling).loss
+        full, empty = select.whole.loss, select(nothing, range(n), filling).loss
         empty = torch.minimum(empty, torch.tensor([coin(task) for task in data.tasks], dtype=empty.dtype))
         if not (full.isfinite() & empty.isfinite()).all():
             raise UserError(f"{learner.name}: losses of the whole model are not finite; its weights are damaged")
-        found.append(Goal(target.of(full, empty)[of], full, empty))
+        found.append(Goal(*(part[of] for part in (target.of(full, empty), full, empty))))
     shared = torch.stack([goal.target for goal in found]).amax(0)
     return [goal._replace(target=shared) for goal in found]
 
@@ -100,12 +100,14 @@ class Examiner:
         is_real = [p for p, circuit in enumerate(learner.circuits) if not data.tasks[circuit.task].nonsense]
         tasks = [learner.circuits[p].task for p in is_real]
         validated = self._validated(learner, is_real, means[0], validator, targets)
-        controls = self._controls(learner, permuted, means, validator, targets, validated)
+        controls = self._controls(learner, permuted, means, targets, validated)
         masks = torch.stack([one.mask for one in validated])
         shown = learner.constants(means[0]).cpu()
         counts, live = validator.counts(masks, shown[is_real] if shown.ndim == 3 else shown)
         seeds = [learner.circuits[p].seed for p in is_real]
-        stability = {task: overlap(of_seeds(list(masks), tasks, task), validator.wiring) for task in sorted(set(tasks))}
+        reached = [p for p, one in enumerate(validated) if one.reached]
+        own, of, by = [masks[p] for p in reached], [tasks[p] for p in reached], [seeds[p] for p in reached]
+        stability = {task: overlap(of_seeds(own, of, task), validator.wiring) for task in sorted(set(tasks))}
         overlaps = [None if (one := stability[task]) is None else (one.nodes, one.chance) for task in tasks]
         return ModelCircuits(
             model=learner.name,
@@ -116,7 +118,7 @@ class Examiner:
             counts=counts,
             live=live,
             stability={data.names[task]: one for task, one in stability.items()},
-            sharing=overlap(of_tasks(list(masks), tasks, seeds), validator.wiring),
+            sharing=overlap(of_tasks(own, of, by), validator.wiring),
             verdicts=[verdict(*parts) for parts in zip(validated, controls, overlaps, strict=True)],
         )
 
@@ -155,7 +157,6 @@ class Examiner:
         learner: Learner,
         permuted: Learner | None,
         means: Sequence[Means],
-        validator: Validator,
         targets: Tensor,
         found: Sequence[Validated],
     ) -> list[dict[str, Control]]:
@@ -163,25 +164,23 @@ class Examiner:
         data = self.data
         tasks = [one.task for one in found]
         nonsense = {real(c.task, data.tasks): p for p, c in enumerate(learner.circuits) if data.tasks[c.task].nonsense}
-        parts = [("nonsense labels", learner, means[0], nonsense, validator)]
+        parts = [("nonsense labels", learner, means[0], nonsense)]
         if permuted is not None:
-            select, report = (
-                Evaluation(permuted.model, permuted.nodes, data.tasks, data.images[name])
-                for name in ("select", "report")
-            )
-            other = Validator(permuted.model, permuted.nodes, select, report, {}, draws=self.draws, seed=self.seed)
-            parts.append(
-                ("permuted weights", permuted, means[1], {c.task: p for p, c in enumerate(permuted.circuits)}, other)
-            )
+            parts.append(("permuted weights", permuted, means[1], {c.task: p for p, c in enumerate(permuted.circuits)}))
         controls: list[dict[str, Control]] = [{} for _ in tasks]
-        for name, of, own_means, rows, run in parts:
-            filling = filling_of(of, own_means, self.seed)
+        for name, of, own_means, rows in parts:
+            filling, scores = filling_of(of, own_means, self.seed), of.scores()
+            learnt, select, report = (
+                Evaluation(of.model, of.nodes, data.tasks, data.images[split])
+                for split in ("train", "select", "report")
+            )
+            run = Validator(of.model, of.nodes, select, report, {}, draws=self.draws, seed=self.seed)
             for task, p in rows.items():
-                score, number = of.scores()[p : p + 1], of.circuits[p].task
-                own = of_circuits(filling, [p])
-                size = int(run.sizes(score, [number], own, targets[[task]]).smallest[0])
+                score, number, own = scores[p : p + 1], of.circuits[p].task, of_circuits(filling, [p])
+                smallest = int(run.sizes(score, [number], own, targets[[task]]).smallest[0])
                 for control, one in zip(controls, found, strict=True):
                     if one.task == task:
-                        loss = run.at(score, int(one.switches.sum()), number, own)
-                        control[name] = Control(loss, size)
+                        size = int(one.switches.sum())
+                        loss, known = (at_size(split, score, size, number, own) for split in (report, learnt))
+                        control[name] = Control(loss, known, smallest)
         return controls

@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from scipy import stats
 from torch import Tensor
 
 from impact_lightning.circuits.edges import EdgeCounts
 from impact_lightning.circuits.overlap import Overlap
 from impact_lightning.circuits.validation import Validated
-from impact_lightning.circuits.verdict import Control, remarks
-from impact_lightning.metrics.bootstrap import interval_of_mean
+from impact_lightning.circuits.verdict import UNABLE, Control, remarks
 from impact_lightning.results import Interval, Null
 
 
@@ -49,6 +48,11 @@ class ModelCircuits:
         parts = zip(self.tasks, self.seeds, strict=True)
         return [f"{self.model}/{task}/seed {seed}" for task, seed in parts]
 
+    def counted(self) -> list[int]:
+        """Return which circuits have a size that means something: they reach their target, and a model that can."""
+        pairs = enumerate(zip(self.validated, self.verdicts, strict=True))
+        return [p for p, (one, text) in pairs if one.reached and bool(one.mask.any()) and text != UNABLE]
+
     def sizes(self) -> dict[str, Tensor]:
         """Return what circuits are compared by, `(P,)` each."""
         counts = self.counts
@@ -84,8 +88,8 @@ def findings(found: ModelCircuits) -> Iterator[Finding]:
         yield from _overlap("shared_between_tasks", found.sharing, found.model)
     for name, values in found.sizes().items():
         logs = _log_means(values, found)
-        missing = sum(not one.reached for one in found.validated)
-        notes = (f"{missing} circuits that reach no target are left out",) if missing else ()
+        missing = len(found.validated) - len(found.counted())
+        notes = (f"{missing} circuits that are none are left out: see their verdicts",) if missing else ()
         if logs:
             yield _geometric(f"{name}_geometric_mean", logs, found.model, None, notes)
 
@@ -120,6 +124,7 @@ def _of_circuit(found: ModelCircuits, p: int, of: str) -> Iterator[Finding]:
     for name, control in found.controls[p].items():
         where = name.replace(" ", "_")
         yield finding(f"loss_of_{where}", control.loss, Null(scores["alone"]["loss"], "the circuit, of the same size"))
+        yield finding(f"learnt_loss_of_{where}", control.learnt, Null(control.loss, "on images it has not learnt from"))
         smallest = math.nan if control.smallest < 0 else float(control.smallest)  # nan: no size reaches the target
         yield finding(
             f"switches_of_{where}", smallest, Null(float(one.switches.sum()), "the circuit, at the same loss")
@@ -132,11 +137,12 @@ def _of_circuit(found: ModelCircuits, p: int, of: str) -> Iterator[Finding]:
 def _losses(one: Validated, finding: Callable[..., Finding]) -> Iterator[Finding]:
     """Yield the loss under each condition: beside random circuits, or beside that of the circuit itself."""
     how = f"mean of {len(one.random_alone)} random circuits with as many switches in every site"
-    outside = f"{how}, outside of the circuit as far as there are"
     nulls = {
         "alone": Null(float(one.random_alone.mean()), how),
-        "without": Null(float(one.random_without.mean()), outside),
+        "without": Null(float(one.random_without.mean()), how),
     }
+    others = Null(float(one.outside_without.mean()), "as many switches of every site that the circuit has not")
+    yield finding("loss_without_beside_others", one.scores["without"]["loss"], others, one.intervals["without"])
     for name, row in one.scores.items():
         null = nulls.get(name)
         if null is None and name not in ("full", "empty"):
@@ -154,21 +160,22 @@ def _overlap(measure: str, one: Overlap, of: str) -> Iterator[Finding]:
 
 
 def _log_means(values: Tensor, found: ModelCircuits) -> dict[str, float]:
-    """Return the mean logarithm over seeds for each task, of circuits that reach their targets."""
+    """Return the mean logarithm over seeds for each task, of circuits that are any."""
     logs: dict[str, list[float]] = {}
-    for task, value, one in zip(found.tasks, values.tolist(), found.validated, strict=True):
-        if one.reached:
-            logs.setdefault(task, []).append(math.log(max(1.0, value)))
+    for p in found.counted():
+        logs.setdefault(found.tasks[p], []).append(math.log(max(1.0, float(values[p]))))  # may have no edge
     return {task: float(np.mean(column)) for task, column in logs.items()}
 
 
 def _geometric(measure: str, logs: dict[str, float], of: str, null: Null | None, notes: tuple[str, ...]) -> Finding:
-    values = torch.tensor(list(logs.values()), dtype=torch.float64)
+    """Return a geometric mean over tasks; of few tasks, Student's t of logarithms is what says how sure it is."""
+    values = np.array(list(logs.values()))
     interval = None
     if len(values) > 1:
-        of_logs = interval_of_mean(values, what="tasks")
-        interval = Interval(math.exp(of_logs.low), math.exp(of_logs.high), of_logs.how, of_logs.level)
-    return Finding(measure, math.exp(float(values.mean())), of, len(values), null, interval, notes)
+        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+        low, high = (math.exp(values.mean() + side) for side in (-half, half))
+        interval = Interval(low, high, f"Student's t of logarithms, {len(values)} tasks")
+    return Finding(measure, math.exp(values.mean()), of, len(values), null, interval, notes)
 
 
 def comparison(found: ModelCircuits, reference: ModelCircuits) -> Iterator[Finding]:
@@ -181,7 +188,7 @@ def comparison(found: ModelCircuits, reference: ModelCircuits) -> Iterator[Findi
         ours, theirs = (_log_means(one.sizes()[name], one) for one in (found, reference))
         logs = {task: ours[task] - theirs[task] for task in ours if task in theirs}
         missing = len(set(found.tasks)) - len(logs)
-        notes = (f"{missing} tasks in which one of them reaches no target are left out",) if missing else ()
+        notes = (f"{missing} tasks in which one of them has no circuit are left out",) if missing else ()
         if logs:
             of = f"{found.model} / {reference.model}"
             yield _geometric(f"{name}_ratio", logs, of, nulls.get(name, Null(1.0, "as large")), notes)

@@ -83,7 +83,9 @@ class LitCircuit(LightningModule):
             if not fits:
                 raise UserError(f"model.{key} is out of range: {value}")
         if random_circuits < DRAWS:
-            raise UserError(f"model.random_circuits is {random_circuits}: with fewer than {DRAWS} no p-value is 0.05")
+            raise UserError(
+                f"model.random_circuits must be {DRAWS} or more, got {random_circuits}: p-values are shares of them"
+            )
         self.backbones = models
         self.n_classes = n_classes
         self.seeds = [0] if seeds is None else seeds
@@ -124,8 +126,6 @@ class LitCircuit(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make a mask for each model, task and seed, before a checkpoint is read."""
-        if stage in ("validate", "predict"):
-            raise UserError(f"LitCircuit has nothing to {stage}: run `fit`, then `test`")
         for name in self.backbones:
             check_image_size(self.models[_key(name)], f"model.models.{name}", self.data.data.image_shape)
         if self.permuted_weights and all(task.readout == "kl" for task in self.data.tasks):
@@ -171,7 +171,10 @@ class LitCircuit(LightningModule):
         if path.exists():
             return read_means(path, origin)
         model: Any = learner.model
-        means = measure_means(model, learner.nodes, self._general(rows), int(model.num_prefix_tokens), origin)
+        try:
+            means = measure_means(model, learner.nodes, self._general(rows), int(model.num_prefix_tokens), origin)
+        except UserError as error:
+            raise UserError(f"model.models.{name}: {error}") from None
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             means.write(path)
         self.trainer.strategy.barrier()  # another model may have the same weights: all ranks find the file, or none
@@ -224,12 +227,16 @@ class LitCircuit(LightningModule):
         for name in self.names:
             self.learner(name).clip()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep thresholds in range, and move prices."""
-        trainer: Any = self.trainer
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, keep thresholds in range, and move prices: all of it before a checkpoint can be written."""
         progress = self.global_step / total_steps(self.trainer)
+        super().optimizer_step(*args, **kwargs)
         for name in self.names:
-            self.learner(name).after_step(progress, trainer.optimizers[0])
+            self.learner(name).after_step(progress, self.trainer.optimizers[0])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log how far circuits are."""
+        trainer: Any = self.trainer
         if self.global_step % trainer.log_every_n_steps == 0:
             for name in self.backbones:
                 loss, kept = self.learner(name).progress()
@@ -344,8 +351,9 @@ class LitCircuit(LightningModule):
             "nodes": str(self.learner(self.names[0]).nodes),
             "tasks": [[t.readout, list(t.classes), list(t.against), t.nonsense] for t in self.data.tasks],
             "seeds": self.seeds,
-            "ablation": self.learning.ablation,
-            "images": f"{self.data.sizes}, seed {self.data.seed}, of {self.data.fingerprint('train')}",
+            "learning": asdict(self.learning),
+            "images": f"{self.data.sizes['train']}, seed {self.data.seed}, of {self.data.fingerprint('train')}",
+            "mean_images": self.mean_images,
         }
 
 

@@ -96,6 +96,8 @@ def read_means(path: Path, origin: Origin) -> Means:
         n_prefix, read = int(about.pop("n_prefix")), int(about.pop("read"))
     except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds no means, or is damaged ({error}); remove it and they are made again") from None
+    if sums.shape[1:] != squares.shape or not (sums.isfinite().all() and squares.isfinite().all()):
+        raise UserError(f"{path} is damaged: its means have odd shapes or are not finite; remove it")
     for name, wanted in asdict(origin).items():
         if about.get(name) != wanted:
             raise UserError(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from impact_lightning.circuits.controls import jaccard
+from impact_lightning.circuits.controls import jaccard, ratio_of_sets
 from impact_lightning.circuits.edges import Wiring, count_edges
 
 
@@ -15,7 +15,7 @@ class Overlap(NamedTuple):
     """How much some pairs of circuits have in common, on average."""
 
     nodes: float  # Jaccard index
-    chance: float  # of nodes, of circuits of these sizes at random
+    chance: float  # of nodes, of circuits with as many nodes in every site at random
     edges: float
     edge_chance: float
     pairs: int
@@ -30,19 +30,19 @@ def overlap(pairs: Sequence[tuple[Tensor, Tensor]], wiring: Wiring) -> Overlap |
     """
     if not pairs:
         return None
-    nodes = [jaccard(one, other) for one, other in pairs]
+    nodes = [jaccard(one, other, wiring.nodes) for one, other in pairs]
     edges = [_edge_jaccard(one, other, wiring) for one, other in pairs]
     of_nodes, of_edges = (torch.tensor(table, dtype=torch.float64).nanmean(0).tolist() for table in (nodes, edges))
     return Overlap(of_nodes[0], of_nodes[1], of_edges[0], of_edges[1], len(pairs))
 
 
 def _edge_jaccard(one: Tensor, other: Tensor, wiring: Wiring) -> tuple[float, float]:
-    """Return the Jaccard index of edges: an edge is of both where both its nodes are."""
-    a, b, both = count_edges(wiring, torch.stack([one, other, one & other])).edges.tolist()
-    total = sum(int(wires.present.sum()) for wires in wiring.wires)
-    p, q = a / max(1, total), b / max(1, total)
-    either = a + b - both
-    return (both / either if either else float("nan")), (p * q / (p + q - p * q) if p + q else float("nan"))
+    """Return the Jaccard index of edges, and what is expected where p and q of a matrix with e share p q / e."""
+    counts = count_edges(wiring, torch.stack([one, other, one & other])).edges_by_matrix.double()  # (3, matrices)
+    total = torch.tensor([float(wires.present.sum()) for wires in wiring.wires], dtype=torch.float64)
+    p, q, both = counts.cpu()
+    by_chance = (p * q / total.clamp_min(1)).sum()
+    return tuple(ratio_of_sets(float(x), int(p.sum()), int(q.sum())) for x in (both.sum(), by_chance))  # type: ignore[return-value]
 
 
 def of_tasks(masks: Sequence[Tensor], tasks: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from impact_lightning.circuits.edges import block_matrices
@@ -20,6 +21,8 @@ def attributions(
 ) -> Tensor:
     """Return by how much each task's loss moves when a switch is turned off, to first order, `(tasks, n_switches)`.
 
+    Of `kl` it is the cross-entropy with the whole model's prediction.
+
     Args:
         model: The frozen model.
         nodes: Its nodes.
@@ -36,7 +39,11 @@ def attributions(
             switches = torch.ones(1, nodes.n_switches, device=device, requires_grad=True)
             pixels = images[drawn.rows[at]].clone()
             logits = gated(pixels, nodes.expand(switches).expand(len(at), -1), baseline)
-            loss = judge(task, logits, drawn.targets[at].to(device), model(pixels)).loss.mean()
+            whole = model(pixels)
+            if task.readout == "kl":  # which is smallest at the whole model: its gradient there is 0
+                loss = F.cross_entropy(logits, whole.argmax(1))
+            else:
+                loss = judge(task, logits, drawn.targets[at].to(device), whole).loss.mean()
             found.append(torch.autograd.grad(loss, switches)[0][0].abs())
     return torch.stack(found)
 

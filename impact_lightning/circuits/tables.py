@@ -1,5 +1,6 @@
 """What a terminal shows of circuits: a row for each model, and a row for each circuit."""
 
+from collections import Counter
 from collections.abc import Sequence
 from textwrap import fill
 
@@ -8,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from impact_lightning.circuits.findings import Finding, ModelCircuits, comparison, findings
-from impact_lightning.circuits.verdict import LEVEL, PASSED, UNABLE
+from impact_lightning.circuits.validation import Validated
+from impact_lightning.circuits.verdict import LEVEL, PASSED, remarks
 
 VERDICT = 12  # letters in a line of it: rich would cut its longest word where a terminal has 80 columns
 
@@ -33,8 +35,7 @@ def _column(found: ModelCircuits, first: ModelCircuits) -> list[tuple[str, str]]
     """Return what the table says of a model, and what that is."""
     known = {one.measure: one for one in findings(found) if one.of == found.model}
     ratios = {one.measure: one for one in comparison(found, first)} if found is not first else {}
-    pairs = zip(found.validated, found.verdicts, strict=True)
-    reached = [one for one, text in pairs if one.reached and text != UNABLE]
+    reached = [found.validated[p] for p in found.counted()]
     stable = [one for one in found.stability.values() if one is not None]
     chance = [float(np.mean(column)) for column in zip(*((one.nodes, one.chance) for one in stable), strict=True)]
     return [
@@ -63,9 +64,11 @@ def circuit_table(found: ModelCircuits) -> Table:
         pad_edge=False,
     )
     table.caption = (
-        "loss alone / of the whole model / without the circuit; p of random circuits alone / without them; null: "
-        "losses of circuits of the same size, learnt where there is nothing to find; d: density of weights"
+        "loss alone / to be reached / of the whole model / without the circuit; p of random circuits alone / without "
+        "them; null: losses of circuits of the same size, learnt where there is nothing to find; d: density of weights"
     )
+    counts = Counter(remark for one in found.validated for remark in remarks(one))
+    table.caption += "".join(f"; {n} of {len(found.validated)}: {remark}" for remark, n in counts.items())
     for heading in ("task", "nodes", "edges", "edges / d", "loss", "p", "null"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
     table.add_column("verdict", no_wrap=True)
@@ -75,12 +78,16 @@ def circuit_table(found: ModelCircuits) -> Table:
             f"{int(found.counts.nodes[p]):,}",
             f"{int(found.counts.edges[p]):,}",
             f"{float(found.counts.normalised_edges[p]):,.0f}",
-            " / ".join(f"{one.scores[name]['loss']:.2f}" for name in ("alone", "full", "without")),
+            " / ".join(f"{loss:.2f}" for loss in _losses(one)),
             f"{one.p_sufficient:.2f} / {one.p_necessary:.2f}",
             " / ".join(f"{control.loss:.2f}" for control in found.controls[p].values()),
             fill(found.verdicts[p], VERDICT),
         )
     return table
+
+
+def _losses(one: Validated) -> tuple[float, ...]:
+    return (one.scores["alone"]["loss"], one.target, one.scores["full"]["loss"], one.scores["without"]["loss"])
 
 
 def condition_table(found: ModelCircuits) -> Table:

@@ -1,11 +1,13 @@
 """The images of tasks in memory: decoded once, looked at in every step."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from impact_lightning.activations.image_reader import ImageReader
@@ -99,10 +101,12 @@ def _of_step(images: Images, b: int, seed: int, step: int) -> tuple[Tensor, Tens
     for side, count in zip(sides, counts, strict=True):
         of = torch.arange(len(images.rows)) if side is None else (images.targets == side).nonzero().flatten()
         wanted = range(step * count, (step + 1) * count)
-        orders = {
-            e: np.random.default_rng([seed, e, side or 0]).permutation(len(of))
-            for e in {int(i) // len(of) for i in wanted}
-        }
+        orders = {e: _order(seed, e, side or 0, len(of)) for e in {int(i) // len(of) for i in wanted}}
         chosen.append(of[[int(orders[i // len(of)][i % len(of)]) for i in wanted]])
     at = torch.cat(chosen)
     return images.rows[at], images.targets[at]
+
+
+@lru_cache(maxsize=4096)  # one order serves the steps of an epoch
+def _order(seed: int, epoch: int, side: int, n: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch, side]).permutation(n)

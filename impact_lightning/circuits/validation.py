@@ -28,6 +28,7 @@ class Validated:
 
     Args:
         task: Number of its task.
+        task_is_of_labels: Whether an answer is right or wrong, and not just near to the whole model's.
         switches: Which of its switches are on, bool `(n_switches,)`.
         mask: Its nodes, bool `(n,)`.
         reached: Whether any size reached the target on the images that sizes are chosen on.
@@ -37,7 +38,8 @@ class Validated:
             many switches `by_gradient` and `by_magnitude`, and the circuit where its complement is treated otherwise.
         intervals: Of the losses of some conditions.
         random_alone: Losses of circuits as large in every site, drawn at random.
-        random_without: Losses without others, drawn outside of the circuit as far as sites have as many.
+        random_without: Losses without these.
+        outside_without: Losses without others, drawn outside of the circuit as far as sites have as many.
         cpr: Area under the faithfulness curve.
         cmd: Area between that curve and 1.
         minimality: What its nodes are there for one by one.
@@ -45,6 +47,7 @@ class Validated:
     """
 
     task: int
+    task_is_of_labels: bool
     switches: Tensor = field(repr=False)
     mask: Tensor = field(repr=False)
     reached: bool
@@ -54,6 +57,7 @@ class Validated:
     intervals: dict[str, Interval]
     random_alone: Tensor = field(repr=False)
     random_without: Tensor = field(repr=False)
+    outside_without: Tensor = field(repr=False)
     cpr: float
     cmd: float
     minimality: Minimality
@@ -134,11 +138,6 @@ class Validator:
 
         return smallest_circuits(losses, self.nodes.n_switches, targets)
 
-    def at(self, scores: Tensor, size: int, task: int, filling: Filling) -> float:
-        """Return the loss of the circuit of a given number of switches, those of the largest scores `(1, n)`."""
-        mask = self.nodes.expand(ranking(scores) < size)
-        return float(self.report(mask, [task], filling).loss)
-
     def __call__(
         self,
         scores: Tensor,
@@ -209,11 +208,12 @@ class Validator:
         )
         same = [task] * self.draws
         cpr, cmd = self._areas(curve, task, filling)
-        whole = self.report.whole()
+        whole = self.report.whole
         others = list(elsewhere)
         rise = self.report((~mask).expand(len(others), -1), others, filling).loss - whole.loss[others]
         return Validated(
             task=task,
+            task_is_of_labels=self.report.tasks[task].readout != "kl",
             switches=switches,
             mask=mask[0],
             reached=reached,
@@ -228,7 +228,8 @@ class Validator:
                 },
             },
             random_alone=self.report(drawn, same, filling).loss,
-            random_without=self.report(~others_drawn, same, filling).loss,
+            random_without=self.report(~drawn, same, filling).loss,
+            outside_without=self.report(~others_drawn, same, filling).loss,
             cpr=cpr,
             cmd=cmd,
             minimality=minimality(switches, self.nodes, self.report, task, filling, seed=self.seed),
@@ -252,13 +253,18 @@ class Validator:
         masks = self.nodes.expand(place < sizes[:, None])
         ends = torch.zeros(1, self.nodes.n, dtype=torch.bool)
         margins = self.report(torch.cat([masks, ends]), [task] * (len(sizes) + 1), filling).margin
-        curve = faithfulness(margins[:-1], self.report.whole().margin[task], margins[-1])
+        curve = faithfulness(margins[:-1], self.report.whole.margin[task], margins[-1])
         return areas(torch.tensor(SHARES, dtype=torch.float64), curve)
 
     def counts(self, masks: Tensor, constants: Tensor) -> tuple[EdgeCounts, Tensor]:
         """Return nodes and edges of circuits `(P, n)`, and how many of their nodes are live `(P,)`."""
         live = live_nodes(self.wiring, masks, constants.mean(-2))
         return count_edges(self.wiring, masks), live.sum(1)
+
+
+def at_size(run: Evaluation, scores: Tensor, size: int, task: int, filling: Filling) -> float:
+    """Return the loss of the circuit of a given number of switches, those of the largest scores `(1, n)`."""
+    return float(run(run.nodes.expand(ranking(scores) < size), [task], filling).loss)
 
 
 def of_circuits(filling: Filling, circuits: Sequence[int]) -> Filling:

@@ -4,19 +4,21 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from impact_lightning.circuits.means import CONSTANTS
 from impact_lightning.circuits.validation import Validated
 
 SURE = 3.0  # standard errors by which a model must be better than constants, to be able to do a task
 UNABLE = "the model cannot do it"
 PASSED = "passes every check"
 LEVEL = 0.05  # of p-values
-DRAWS = math.ceil(1 / LEVEL) - 1  # random circuits without which no p-value can reach that
+DRAWS = 20  # random circuits at least: with 18 no p-value could be below that
 
 
 class Control(NamedTuple):
     """A circuit that was learnt where there is nothing to find."""
 
     loss: float  # at the size of the circuit that it controls
+    learnt: float  # the same on the images that it was learnt from: what a mask can memorise
     smallest: int  # switches at which it reaches the target, or -1 where none does
 
 
@@ -28,17 +30,28 @@ def verdict(one: Validated, controls: Mapping[str, Control], stability: tuple[fl
         controls: Circuits that were learnt where there is nothing to find.
         stability: Its overlap with those of other seeds, and what is expected by chance; None of one seed.
     """
-    full, empty = one.scores["full"], one.scores["empty"]
-    if full["accuracy"] - empty["accuracy"] < SURE * math.sqrt(0.25 / full["images"]):
-        return UNABLE
+    full, empty, alone = (one.scores[name] for name in ("full", "empty", "alone"))
     if not one.reached:
         return "no size reaches the target"
     if not bool(one.mask.any()):
         return "constants reach the target"
+    if one.task_is_of_labels:
+        sure = SURE * math.sqrt(0.25 / full["images"])
+        if sure >= 1 - empty["accuracy"]:
+            return "too few images to tell"
+        if full["accuracy"] - empty["accuracy"] < sure:
+            return UNABLE
     failed = {
+        "held-out loss": one.intervals["alone"].low > one.target,
         "sufficiency": one.p_sufficient > LEVEL,
         "necessity": one.p_necessary > LEVEL,
-        **{name: one.scores["alone"]["loss"] >= control.loss for name, control in controls.items()},
+        "attribution": one.scores["by gradient"]["loss"] <= alone["loss"],
+        "ablation": any(
+            one.scores[name.replace("_", " ")]["loss"] > empty["loss"]
+            for name in CONSTANTS
+            if name.replace("_", " ") in one.scores
+        ),
+        **{name: alone["loss"] >= control.loss for name, control in controls.items()},
         "stability": stability is not None and not stability[0] > stability[1],
     }
     names = [name for name, is_failed in failed.items() if is_failed]

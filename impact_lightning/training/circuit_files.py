@@ -29,9 +29,12 @@ class CircuitFiles(Callback):
         if not isinstance(pl_module, LitCircuit) or not trainer.is_global_zero or is_rehearsal(trainer):
             return
         folder, skipped = Path(trainer.default_root_dir) / "circuits", 0
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier test, perhaps of other tasks
+        unfinished = folder.with_name("circuits.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
         for found in pl_module.found:
-            skipped += _write(folder / found.model, found, pl_module.learner(found.model))
+            skipped += _write(unfinished / found.model, found, pl_module.learner(found.model))
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier test, perhaps of other tasks
+        unfinished.rename(folder)
         print(f"masks, graphs and pictures of circuits: {folder}")
         if skipped:
             print(f"  {skipped} circuits are empty or have more than {EDGES:,} edges: no graph of them is written")

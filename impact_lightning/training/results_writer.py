@@ -40,13 +40,12 @@ class ResultsWriter(Callback):
         """Write, track and show the records of the module."""
         if not trainer.is_global_zero or not isinstance(pl_module, Measured) or is_rehearsal(trainer):
             return
-        path = Path(trainer.default_root_dir) / "results.json"
-        write_results(path, pl_module.records)
+        tables = pl_module.tables() if isinstance(pl_module, Tabled) else records_tables(pl_module.records)
+        for table in tables:  # first of all: a disk may be full
+            Console().print(table)
+        write_results(Path(trainer.default_root_dir) / "results.json", pl_module.records)
         for run in wandb_runs(trainer):
             _track(run, pl_module.records)
-        tables = pl_module.tables() if isinstance(pl_module, Tabled) else records_tables(pl_module.records)
-        for table in tables:
-            Console().print(table)
 
 
 def records_tables(records: list[Record]) -> list[Table]:

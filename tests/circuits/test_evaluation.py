@@ -150,7 +150,7 @@ def test_a_circuit_of_all_nodes_is_the_whole_model(tokens: int) -> None:
     nodes = Nodes(model)
     one = evaluation(model, nodes)
     everything = torch.ones(4, nodes.n, dtype=torch.bool)
-    found, whole = one(everything, range(4), torch.randn(tokens, nodes.n, dtype=torch.float64)), one.whole()
+    found, whole = one(everything, range(4), torch.randn(tokens, nodes.n, dtype=torch.float64)), one.whole
     assert_scores(found, rows_of(whole))
     assert whole.divergence.abs().max() < 1e-12
     assert whole.agreement.tolist() == [1.0] * 4

@@ -57,7 +57,7 @@ def test_the_target_of_several_models_is_the_largest_of_theirs(target: Target, a
     for learner, mean, goal in zip(learners, means, found, strict=True):
         run = evaluation(learner.model, learner.nodes)  # of the real tasks
         filling: Any = Resampled("any", 3) if ablation == "resample" else mean.constants(learner.how.constant)
-        full = run.whole().loss
+        full = run.whole.loss
         empty = run(torch.zeros(4, learner.nodes.n, dtype=torch.bool), range(4), filling).loss
         empty = torch.minimum(empty, COIN)
         torch.testing.assert_close(goal.full[:4], full)
