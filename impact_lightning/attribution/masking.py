@@ -30,10 +30,14 @@ class RISE(Method):
     image, so that what is hidden turns to mean grey. The map of a patch is the mean over its pixels. All images see the
     same masks.
 
+    A patch is divided by how much of it these masks show, `sum_m p(class) mask_m / sum_m mask_m`, and not by what is
+    expected of that, as published: with some hundred masks the difference between both is larger than what a model has
+    to say, and maps of a model and of a random one are alike.
+
     Args:
         masks: Number of masks, each a forward; the paper takes 4000 for ImageNet.
         cells: Cells of the coarse grid along a side.
-        density: Probability p of a one; the map is `mean_m p(class) mask_m / p`.
+        density: Probability of a one.
         seed: Seed of the masks.
         at_once: Masked images of one forward.
     """
@@ -58,15 +62,18 @@ class RISE(Method):
         gh, gw = grid_size(model, images)
         n_pixels = patch_sums(model, torch.ones_like(images[:1, 0]))  # of each patch, fewer at padded borders
         maps = images.new_zeros(len(images), gh, gw, dtype=torch.float64)
+        shown = torch.zeros_like(maps[0])
         generator = torch.Generator().manual_seed(self.seed)
         for start in range(0, self.masks, self.at_once):
             n = min(self.at_once, self.masks - start)
             masks = torch.stack([self._mask(images.shape[-2:], generator) for _ in range(n)]).to(images)
             patches = (patch_sums(model, masks) / n_pixels).double()  # (M, gh, gw)
+            shown += patches.sum(0)
             for i, image in enumerate(images):
                 scores = scores_of(model, image * masks[:, None], targets[i].expand(n), "probability")
                 maps[i] += torch.einsum("m,mhw->hw", scores, patches)
-        return refuse_non_finite((maps / (self.masks * self.density)).to(images.dtype), "the map")
+        covered = torch.where(shown == 0, 1.0, shown)  # a patch that no mask shows has no relevance
+        return refuse_non_finite((maps / covered).to(images.dtype), "the map")
 
     def _mask(self, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return one mask `(h, w)`: one cell more than fits, so that a shift by up to a cell leaves no gap."""

@@ -35,19 +35,28 @@ def test_rise_is_a_loop_over_masks() -> None:
     model, images = build("plain"), random_images()
     n, cells, density = 11, 3, 0.4
     generator = torch.Generator().manual_seed(5)
-    total = torch.zeros(3, 32, 32, dtype=torch.float64)
+    total, shown = torch.zeros(3, 32, 32, dtype=torch.float64), torch.zeros(32, 32, dtype=torch.float64)
     for _ in range(n):
         coarse = (torch.rand(1, 1, cells, cells, generator=generator) < density).float()
         y, x = (int(torch.randint(math.ceil(32 / cells), (), generator=generator)) for _ in range(2))
         side = (cells + 1) * math.ceil(32 / cells)
         mask = F.interpolate(coarse, size=(side, side), mode="bilinear")[0, 0, y : y + 32, x : x + 32].double()
         for i, target in enumerate(TARGETS.tolist()):
-            total[i] += model(images[i : i + 1] * mask)[0].softmax(0)[target] * mask / (n * density)
-    wanted = total.reshape(3, 4, 8, 4, 8).mean((2, 4))
+            total[i] += model(images[i : i + 1] * mask)[0].softmax(0)[target] * mask
+        shown += mask
+    wanted = total.reshape(3, 4, 8, 4, 8).mean((2, 4)) / shown.reshape(4, 8, 4, 8).mean((1, 3))
     for at_once in (4, 64):
         found = RISE(n, cells, density, seed=5, at_once=at_once)(model, images, TARGETS)
         torch.testing.assert_close(found, wanted)
     assert not torch.allclose(RISE(n, cells, density, seed=6)(model, images, TARGETS), wanted)
+
+
+@torch.no_grad()
+def test_rise_of_a_model_that_sees_nothing_is_the_same_everywhere() -> None:
+    model, images = build("plain"), random_images()
+    model.patch_embed.proj.weight.zero_()
+    maps = RISE(40, 3)(model, images, TARGETS)
+    torch.testing.assert_close(maps, maps[:, :1, :1].expand_as(maps))
 
 
 @pytest.mark.parametrize("make", [lambda: RISE(masks=0), lambda: RISE(density=0.0), lambda: Occlusion(at_once=0)])
