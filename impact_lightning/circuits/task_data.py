@@ -66,6 +66,8 @@ class TaskData(LightningDataModule):
         if getattr(data, "augment", None) is not None:
             raise UserError("data.augment varies the training images; circuits learn on fixed images: set it to null")
         self.data = data
+        if tasks is not None and not tasks:
+            raise UserError("data.tasks is empty: leave it out to have each class against the rest")
         chosen = tasks or [Task("rest", (c,)) for c in range(data.n_classes)]
         for task in chosen:
             if bad := [c for c in (*task.classes, *task.against) if not 0 <= c < data.n_classes]:
