@@ -21,7 +21,7 @@ SCENES = (
 )
 QUIET = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false")
 FEW = (
-    *("--model.learning.batch=4", "--model.mean_images=24", "--model.random_circuits=19"),
+    *("--model.learning.batch=4", "--model.mean_images=24", "--model.random_circuits=20"),
     *("--model.permuted_weights=false", "--trainer.log_every_n_steps=1"),
 )
 ONE = '--data.tasks=[{"readout": "rest", "classes": [1]}]'

@@ -1,13 +1,14 @@
 """Circuits that know nothing match those that were found, and measures of chance are those of their formulas."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from impact_lightning.circuits.controls import areas, faithfulness, jaccard, p_value, random_circuits
+from impact_lightning.circuits.controls import areas, faithfulness, jaccard, p_value, random_circuits, ratio_of_sets
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.circuits.validation import SHARES
 from tests.circuits.test_fold import vit
@@ -96,31 +97,79 @@ def test_twenty_draws_suffice_for_one_in_twenty() -> None:
 # ----------------------------------------------------------------------------------------------------------- Jaccard
 
 
+def of_sites(nodes: Nodes, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return a circuit `(n,)` with so many nodes in each site, drawn at random."""
+    mask = torch.zeros(nodes.n, dtype=torch.bool)
+    for site, k in zip(nodes.sites, sizes, strict=True):
+        mask[site.start + torch.randperm(site.width, generator=generator)[:k]] = True
+    return mask
+
+
 def test_the_jaccard_index_of_two_circuits_by_hand() -> None:
-    a, b = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0]).bool(), torch.tensor([0, 1, 1, 1, 0, 0, 0, 0]).bool()
-    value, chance = jaccard(a, b)
-    assert value == 2 / 4
-    assert chance == pytest.approx((9 / 64) / (6 / 8 - 9 / 64))
-    assert jaccard(a, a)[0] == 1
-    assert jaccard(a, ~a)[0] == 0
+    nodes = Nodes(vit())
+    a, b = (torch.zeros(nodes.n, dtype=torch.bool) for _ in range(2))
+    v, q = nodes.site(1, "v"), nodes.site(0, "q")
+    a[v.of][:3] = True
+    b[v.of][1:4] = True
+    a[q.of][:1] = True  # where b has none, nothing is shared by chance
+    value, chance = jaccard(a, b, nodes)
+    assert value == 2 / 5
+    both = 3 * 3 / v.width
+    assert chance == pytest.approx(both / (4 + 3 - both))
+    assert jaccard(a, a, nodes)[0] == 1
+    assert jaccard(a, ~a, nodes)[0] == 0
+    assert jaccard(torch.ones_like(a), torch.ones_like(a), nodes) == (1, 1)
 
 
-def test_the_chance_level_of_the_jaccard_index_is_that_of_random_circuits() -> None:
-    n, sizes = 2000, (300, 500)
+@pytest.mark.parametrize("case", ["unlike sites", "one site", "other sites", "even"])
+def test_the_chance_level_of_the_jaccard_index_is_that_of_circuits_matched_in_every_site(case: str) -> None:
+    nodes = Nodes(vit())
+    widths = torch.tensor([site.width for site in nodes.sites])
+    many, few = (widths * 0.75).long(), (widths * 0.1).long()
+    odd = torch.arange(len(widths)) % 2 == 0
+    p, q = {
+        "unlike sites": (torch.where(odd, many, few), torch.where(odd, many, few)),
+        "one site": (torch.where(torch.arange(len(widths)) == 2, many, 0),) * 2,
+        "other sites": (torch.where(odd, many, few), torch.where(odd, few, many)),
+        "even": (many // 2, many // 2),
+    }[case]
     generator = torch.Generator().manual_seed(0)
-    values, chances = [], []
-    for _ in range(200):
-        a, b = (torch.rand(n, generator=generator).argsort() < k for k in sizes)
-        value, chance = jaccard(a, b)
-        values.append(value)
-        chances.append(chance)
-    deviation = torch.tensor(values).std().item() / math.sqrt(200)
-    assert sum(values) / 200 == pytest.approx(chances[0], abs=4 * deviation + 1e-3)  # a ratio of means, not its mean
+    draws = 300
+    found = [jaccard(*(of_sites(nodes, size.tolist(), generator) for size in (p, q)), nodes) for _ in range(draws)]
+    values, chances = (torch.tensor(column, dtype=torch.float64) for column in zip(*found, strict=True))
+    assert float(chances.std()) == pytest.approx(0, abs=1e-12)
+    chance, error = float(chances[0]), float(values.std()) / math.sqrt(draws)
+    assert float(values.mean()) == pytest.approx(chance, abs=4 * error + 3e-3)  # a ratio of means, not its mean
+    a, b = float(p.sum()) / nodes.n, float(q.sum()) / nodes.n
+    uniform = a * b / (a + b - a * b)  # of circuits that are as large and do not care for sites
+    if case != "even":
+        assert abs(float(values.mean()) - uniform) > 0.05
+        assert abs(chance - uniform) > 0.05
+
+
+def test_random_circuits_overlap_with_what_they_match_as_by_chance() -> None:
+    nodes = Nodes(vit())
+    switches = masked(nodes, 0.3) & (nodes.site_of_switches() % 3 == 0)
+    drawn = nodes.expand(random_circuits(switches, nodes, 400, seed=6))
+    found = [jaccard(nodes.expand(switches[None])[0], one, nodes) for one in drawn]
+    values = torch.tensor([value for value, _ in found], dtype=torch.float64)
+    error = float(values.std()) / math.sqrt(len(values))
+    assert float(values.mean()) == pytest.approx(found[0][1], abs=4 * error + 3e-3)
 
 
 def test_two_empty_circuits_have_no_jaccard_index() -> None:
-    nothing = torch.zeros(4, dtype=torch.bool)
-    assert all(math.isnan(x) for x in jaccard(nothing, nothing))
+    nodes = Nodes(vit())
+    nothing = torch.zeros(nodes.n, dtype=torch.bool)
+    assert all(math.isnan(x) for x in jaccard(nothing, nothing, nodes))
+
+
+@pytest.mark.parametrize(
+    ("both", "a", "b", "expected"), [(1, 2, 2, 1 / 3), (2, 2, 2, 1), (0, 3, 0, 0), (0.5, 1, 1, 1 / 3)]
+)
+def test_the_ratio_of_sets_is_what_both_have_of_what_either_has(both: float, a: int, b: int, expected: float) -> None:
+    assert ratio_of_sets(both, a, b) == pytest.approx(expected)
+    assert ratio_of_sets(both, b, a) == pytest.approx(expected)
+    assert math.isnan(ratio_of_sets(0, 0, 0))
 
 
 # ------------------------------------------------------------------------------------------------------ faithfulness

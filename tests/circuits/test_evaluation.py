@@ -68,7 +68,9 @@ def scores_of(model: Any, p: int, z: Tensor, *, alike: bool = False) -> list[Any
     model_p, own_p = full.softmax(1), z.softmax(1)
     divergence = float((model_p * (model_p / own_p).log()).sum(1).mean())
     agreement = float((z.argmax(1) == full.argmax(1)).double().mean())
-    return [loss, accuracy, float(judged.margin.mean()), divergence, agreement, len(targets), judged.loss]
+    n = [int((of == side).sum()) for side in of]  # as many images are of the side of each
+    weighed = torch.tensor([float(x) * len(of) / (len(sides) * k) for x, k in zip(judged.loss, n, strict=True)])
+    return [loss, accuracy, float(judged.margin.mean()), divergence, agreement, len(targets), weighed.double()]
 
 
 def assert_scores(found: Scores, expected: list[list[Any]]) -> None:
@@ -108,6 +110,26 @@ def test_scores_with_constants_of_positions_are_those_of_gates(kind: str, densit
     masks, mu = masks_of(nodes, density), torch.randn(tokens, nodes.n, dtype=torch.float64)
     found = evaluation(model, nodes)(masks, range(4), mu)
     assert_scores(found, [by_hand(model, nodes, masks[p], p, mu) for p in range(4)])
+
+
+def test_the_mean_of_the_losses_of_images_is_the_loss_and_images_of_a_small_side_weigh_more() -> None:
+    model = vit()
+    nodes = Nodes(model)
+    run, masks, mu = evaluation(model, nodes), masks_of(nodes, 0.5), torch.zeros(1, nodes.n, dtype=torch.float64)
+    for found in (run(masks, range(4), mu), run.whole):
+        for p, losses in enumerate(found.losses):
+            assert float(losses.mean()) == pytest.approx(float(found.loss[p]), rel=1e-12, abs=1e-12)
+    targets = Held().images[0].targets
+    assert targets.bincount().tolist() == [6, 3]
+    logits = model(Held()[Held().images[0].rows])
+    plain = judge(TASKS[0], logits, targets, logits).loss
+    torch.testing.assert_close(run.whole.losses[0], torch.where(targets == 0, plain * 9 / 12, plain * 9 / 6))
+
+
+def test_the_whole_model_is_looked_at_once() -> None:
+    model = vit()
+    one = evaluation(model, Nodes(model))
+    assert one.whole is one.whole
 
 
 def test_circuits_have_tasks_in_any_order_and_more_than_once() -> None:

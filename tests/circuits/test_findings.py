@@ -4,19 +4,21 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from impact_lightning.circuits.edges import count_edges, wiring
-from impact_lightning.circuits.findings import Finding, ModelCircuits, comparison, findings
+from impact_lightning.circuits.findings import Finding, ModelCircuits, _geometric, comparison, findings
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.circuits.overlap import Overlap
-from impact_lightning.circuits.verdict import PASSED, Control
+from impact_lightning.circuits.verdict import PASSED, UNABLE, Control
 from tests.circuits.test_edges import random_masks, vit
 from tests.circuits.test_validation import validated
 
 TASKS, SEEDS = ["cat or not", "cat or not", "dog or not"], [0, 1, 0]
-CONTROLS = {"nonsense labels": Control(0.4, 9), "permuted weights": Control(0.6, -1)}
+CONTROLS = {"nonsense labels": Control(0.4, 0.3, 9), "permuted weights": Control(0.6, 0.5, -1)}
+LEFT_OUT = "1 circuits that are none are left out: see their verdicts"
 
 
 def circuits(
@@ -65,8 +67,10 @@ def test_every_number_of_a_circuit_is_found() -> None:
         **{"accuracy_alone": 0.9, "accuracy_without": 0.5, "accuracy_full": 1.0, "divergence": 0.1, "agreement": 0.9},
         **{"p_sufficient": 1 / 21, "p_necessary": 1 / 21, "ncq": one.ncq, "cpr": 0.9, "cmd": 0.1, "idle": 0.0},
         **{"completeness": -0.25, "rise_without": 3.0 - 0.05},
+        **{"loss_to_reach": 0.2, "loss_without_beside_others": 3.0, "loss_by_gradient": 0.65, "loss_zero": 0.3},
         **{"loss_alone": 0.1, "loss_without": 3.0, "loss_full": 0.05, "loss_empty": 0.7},
         **{"loss_of_nonsense_labels": 0.4, "switches_of_nonsense_labels": 9, "loss_of_permuted_weights": 0.6},
+        **{"learnt_loss_of_nonsense_labels": 0.3, "learnt_loss_of_permuted_weights": 0.5},
     }
     for measure, value in expected.items():
         assert every[of, measure].value == pytest.approx(value), measure
@@ -82,9 +86,13 @@ def test_every_number_of_a_circuit_is_found() -> None:
         ("density_ratio", 1.0),
         ("loss_alone", 0.75),
         ("loss_without", 0.55),
+        ("loss_without_beside_others", 0.7),
+        ("loss_by_gradient", 0.1),
         ("accuracy_alone", 0.5),
         ("accuracy_without", 1.0),
         ("loss_of_nonsense_labels", 0.1),
+        ("learnt_loss_of_nonsense_labels", 0.4),
+        ("learnt_loss_of_permuted_weights", 0.6),
         ("cpr", 0.0),
         ("cmd", 1.0),
         ("completeness", 1.0),
@@ -124,6 +132,9 @@ def test_overlaps_stand_beside_their_chance() -> None:
 # --------------------------------------------------------------------------------------------------- geometric means
 
 
+T_OF_ONE = 12.706204736  # the 97.5 % quantile of Student's t of one degree of freedom
+
+
 def by_task(values: list[float]) -> list[float]:
     """Return the geometric mean over seeds of each task."""
     return [math.sqrt(values[0] * values[1]), values[2]]
@@ -139,8 +150,21 @@ def test_geometric_means_are_over_seeds_and_then_over_tasks(size: str) -> None:
     assert one.notes == ()
     assert one.interval is not None
     assert "tasks" in one.interval.how
-    assert one.interval.low == pytest.approx(min(first, second))  # of two tasks some draws hold one alone
-    assert one.interval.high == pytest.approx(max(first, second))
+    assert one.interval.how == "Student's t of logarithms, 2 tasks"
+    half = T_OF_ONE * abs(math.log(first / second)) / 2  # the standard error of two is half of their difference
+    assert one.interval.low == pytest.approx(one.value * math.exp(-half))
+    assert one.interval.high == pytest.approx(one.value * math.exp(half))
+
+
+def test_the_interval_over_tasks_holds_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        logs = dict(enumerate(generator.normal(2.0, 0.7, 4).tolist()))
+        interval = _geometric("x", {str(task): log for task, log in logs.items()}, "", None, ()).interval
+        assert interval is not None
+        held += interval.low <= math.exp(2.0) <= interval.high
+    assert 920 <= held <= 975  # 950 are expected, with a standard deviation of 7
 
 
 def test_circuits_that_reach_nothing_are_left_out_of_means_and_counted() -> None:
@@ -148,7 +172,7 @@ def test_circuits_that_reach_nothing_are_left_out_of_means_and_counted() -> None
     nodes = found.sizes()["nodes"].tolist()
     one = table(unreached(found, 1))["dense", "nodes_geometric_mean"]
     assert one.value == pytest.approx(math.sqrt(nodes[0] * nodes[2]))
-    assert one.notes == ("1 circuits that reach no target are left out",)
+    assert one.notes == (LEFT_OUT,)
     alone = table(unreached(found, 2))["dense", "nodes_geometric_mean"]
     assert alone.value == pytest.approx(math.sqrt(nodes[0] * nodes[1]))
     assert (alone.n, alone.interval) == (1, None)
@@ -158,9 +182,35 @@ def test_where_no_circuit_reaches_its_target_there_is_no_mean() -> None:
     assert not any("geometric_mean" in measure for _, measure in table(unreached(circuits(), 0, 1, 2)))
 
 
-def test_an_empty_circuit_counts_as_one() -> None:
-    found = circuits(share=0.0)
-    assert table(found)["dense", "nodes_geometric_mean"].value == 1
+def test_empty_circuits_are_no_circuits() -> None:
+    assert not any("geometric_mean" in measure for _, measure in table(circuits(share=0.0)))
+    found = circuits()
+    nodes = found.sizes()["nodes"].tolist()
+    empty = replace(found.validated[0], mask=torch.zeros_like(found.validated[0].mask))
+    one = table(replace(found, validated=[empty, *found.validated[1:]]))["dense", "nodes_geometric_mean"]
+    assert one.value == pytest.approx(math.sqrt(nodes[1] * nodes[2]))
+    assert one.notes == (LEFT_OUT,)
+
+
+def test_circuits_of_what_a_model_cannot_do_are_left_out() -> None:
+    found = circuits(verdicts=[PASSED, UNABLE, "fails necessity"])
+    nodes = found.sizes()["nodes"].tolist()
+    assert found.counted() == [0, 2]
+    one = table(found)["dense", "nodes_geometric_mean"]
+    assert one.value == pytest.approx(math.sqrt(nodes[0] * nodes[2]))
+    assert one.notes == (LEFT_OUT,)
+
+
+def test_circuits_that_fail_checks_are_counted() -> None:
+    verdicts = ["fails sufficiency, stability", "too few images to tell", PASSED]
+    assert circuits(verdicts=verdicts).counted() == [0, 1, 2]
+    assert unreached(circuits(verdicts=verdicts), 1).counted() == [0, 2]
+
+
+def test_a_circuit_without_edges_counts_as_one() -> None:
+    found = circuits()
+    found = replace(found, counts=found.counts._replace(edges=torch.zeros(3, dtype=torch.long)))
+    assert table(found)["dense", "edges_geometric_mean"].value == 1
 
 
 # -------------------------------------------------------------------------------------------------------- comparison
@@ -176,8 +226,9 @@ def test_ratios_are_those_of_tasks(size: str) -> None:
     assert one.of == "sparse / dense"
     assert one.value == pytest.approx(math.sqrt(ratios[0] * ratios[1]))
     assert one.interval is not None
-    assert one.interval.low == pytest.approx(min(ratios))
-    assert one.interval.high == pytest.approx(max(ratios))
+    half = T_OF_ONE * abs(math.log(ratios[0] / ratios[1])) / 2
+    assert one.interval.low == pytest.approx(one.value * math.exp(-half))
+    assert one.interval.high == pytest.approx(one.value * math.exp(half))
     assert one.null is not None
     density = float(second.counts.density[0] / first.counts.density[0])
     assert one.null.value == pytest.approx(density if size == "edges" else 1.0)
@@ -191,7 +242,7 @@ def test_tasks_in_which_one_model_reaches_nothing_are_left_out_and_counted() -> 
         one = next(iter(comparison(ours, theirs)))
         assert one.measure == "nodes_ratio"
         assert one.value == pytest.approx(by_task(nodes[0])[0] / by_task(nodes[1])[0])
-        assert one.notes == ("1 tasks in which one of them reaches no target are left out",)
+        assert one.notes == ("1 tasks in which one of them has no circuit are left out",)
         assert one.interval is None
 
 

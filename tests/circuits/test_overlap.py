@@ -1,12 +1,15 @@
 """Overlaps are those of sets of nodes and of edges, and their chance that of circuits drawn at random."""
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from impact_lightning.circuits.controls import random_circuits
 from impact_lightning.circuits.edges import wiring
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.circuits.overlap import of_seeds, of_tasks, overlap
@@ -37,26 +40,38 @@ def test_overlaps_are_those_of_sets(kind: str) -> None:
     assert found is not None
     sets = [(set(a.nonzero().flatten().tolist()), set(b.nonzero().flatten().tolist())) for a, b in pairs]
     edges = [(edges_of(model, nodes, a), edges_of(model, nodes, b)) for a, b in pairs]
-    total = len(edges_of(model, nodes, torch.ones(nodes.n, dtype=torch.bool)))
     assert found.pairs == 6
     assert found.nodes == pytest.approx(sum(len(a & b) / len(a | b) for a, b in sets) / 6)
     assert found.edges == pytest.approx(sum(len(a & b) / len(a | b) for a, b in edges) / 6)
-    for chance, of, n in ((found.chance, sets, nodes.n), (found.edge_chance, edges, total)):
-        shares = [(len(a) / n, len(b) / n) for a, b in of]
-        assert chance == pytest.approx(sum(p * q / (p + q - p * q) for p, q in shares) / 6)
+    every = edges_of(model, nodes, torch.ones(nodes.n, dtype=torch.bool))
+    sites = [set(range(site.start, site.start + site.width)) for site in nodes.sites]
+    matrices = [{edge for edge in every if edge[4] == number} for number in {edge[4] for edge in every}]
+    assert found.chance == pytest.approx(sum(by_chance(a, b, sites) for a, b in sets) / 6)
+    assert found.edge_chance == pytest.approx(sum(by_chance(a, b, matrices) for a, b in edges) / 6)
 
 
-@pytest.mark.parametrize("sizes", [(20, 30), (60, 15)])
-def test_the_chance_of_nodes_is_that_of_a_simulation(sizes: tuple[int, int]) -> None:
+def by_chance(a: set[Any], b: set[Any], groups: Sequence[set[Any]]) -> float:
+    """Return the expected overlap of sets that draw as many of each group as two sets have."""
+    both = sum(len(a & group) * len(b & group) / len(group) for group in groups)
+    return both / (len(a) + len(b) - both)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_the_chance_is_that_of_a_simulation(share: float) -> None:
     model = vit()
     nodes = Nodes(model)
-    wires, generator = wiring(model, nodes), torch.Generator().manual_seed(0)
-    drawn = [[torch.rand(nodes.n, generator=generator).argsort().argsort() < k for k in sizes] for _ in range(300)]
-    found = [overlap([(a, b)], wires) for a, b in drawn]
-    values = torch.tensor([one.nodes for one in found if one is not None])
-    error = float(values.std()) / math.sqrt(len(values))
-    assert found[0] is not None
-    assert float(values.mean()) == pytest.approx(found[0].chance, abs=4 * error + 2e-3)  # a ratio of means
+    wires = wiring(model, nodes)
+    kept = (random_masks(nodes, 1, share=share)[0]) & (nodes.site_of_switches() % 4 < 2)  # half of the sites
+    drawn = nodes.expand(random_circuits(kept, nodes, 400, seed=3))
+    found = [overlap([pair], wires) for pair in drawn.view(200, 2, -1).unbind()]
+    values = torch.tensor([one[:4] for one in found if one is not None], dtype=torch.float64)  # (pairs, 4)
+    error = values.std(0) / math.sqrt(len(values))
+    for value, chance in ((0, 1), (2, 3)):
+        mean = float(values[:, value].mean())
+        known = float(values[:, chance].mean())
+        assert mean == pytest.approx(known, abs=4 * float(error[value]) + 4e-3)  # a ratio of means, not its mean
+    p = float(kept.double().mean())
+    assert abs(float(values[:, 0].mean()) - p * p / (2 * p - p * p)) > 0.03  # what sites alone have in common
 
 
 def test_a_circuit_overlaps_with_itself_and_not_with_its_complement() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ from impact_lightning.circuits.minimality import Minimality, clean
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.circuits.resampling import Resampled
 from impact_lightning.circuits.size import GRID, ranking, smallest_circuits
-from impact_lightning.circuits.validation import RELAXED, SHARES, Validated, Validator, of_circuits
+from impact_lightning.circuits.validation import RELAXED, SHARES, Validated, Validator, at_size, of_circuits
+from impact_lightning.results import Interval
 from tests.circuits.test_evaluation import TASKS, Held, by_hand
 from tests.circuits.test_fold import vit
 
-DRAWS, SEED = 19, 4
+DRAWS, SEED = 20, 4
 OWN = [0, 3, 0]  # the task of each circuit
 ELSEWHERE = [0, 1, 3]
 COLUMNS = ("loss", "accuracy", "margin", "divergence", "agreement", "images")
@@ -67,7 +69,7 @@ class Case(NamedTuple):
         return torch.tensor([i in order[:k] for i in range(len(scores))])
 
 
-@pytest.fixture(scope="module", params=["channel", "head"])
+@pytest.fixture(scope="module", params=["channel", pytest.param("head", marks=pytest.mark.slow)])
 def case(request: pytest.FixtureRequest) -> Case:
     model = vit()
     nodes = Nodes(model, granularity=request.param)
@@ -128,8 +130,10 @@ def test_circuits_are_those_of_their_sizes_and_where_none_reaches_the_target_the
 def test_a_circuit_of_a_given_size_is_looked_at(case: Case) -> None:
     for k in (0, 7, 100):
         mask = case.expand(case.largest(case.scores[0], k))
-        found = case.run.at(case.scores[:1], k, 1, case.mu)
+        found = at_size(case.report, case.scores[:1], k, 1, case.mu)
         assert found == pytest.approx(case.by_hand(mask, 1)["loss"], rel=1e-9)
+        select = float(case.run.select(mask[None], [1], case.mu).loss)  # images of another split
+        assert at_size(case.run.select, case.scores[:1], k, 1, case.mu) == pytest.approx(select, rel=1e-9)
 
 
 # -------------------------------------------------------------------------------------------------------- conditions
@@ -193,13 +197,35 @@ def test_shares_of_a_small_complement_are_rounded_to_switches() -> None:
 @pytest.mark.parametrize("p", range(3))
 def test_random_circuits_are_looked_at_one_by_one(case: Case, p: int) -> None:
     one = case.found[p]
-    for found, outside in ((one.random_alone, False), (one.random_without, True)):
-        drawn = random_circuits(one.switches, case.nodes, DRAWS, seed=SEED, outside=outside)
-        assert found.shape == (DRAWS,)
-        for r in (0, 7, 18):
-            mask = case.expand(drawn[r])
-            loss = case.by_hand(~mask if outside else mask, OWN[p])["loss"]
-            assert float(found[r]) == pytest.approx(loss, rel=1e-9)
+    anywhere, outside = (
+        random_circuits(one.switches, case.nodes, DRAWS, seed=SEED, outside=outside) for outside in (False, True)
+    )
+    assert one.random_alone.shape == one.random_without.shape == one.outside_without.shape == (DRAWS,)
+    for r in (0, 7, 19):
+        mask = case.expand(anywhere[r])
+        assert float(one.random_alone[r]) == pytest.approx(case.by_hand(mask, OWN[p])["loss"], rel=1e-9)
+        assert float(one.random_without[r]) == pytest.approx(case.by_hand(~mask, OWN[p])["loss"], rel=1e-9)
+        others = case.expand(outside[r])
+        assert float(one.outside_without[r]) == pytest.approx(case.by_hand(~others, OWN[p])["loss"], rel=1e-9)
+
+
+def test_tasks_of_labels_are_told_from_those_of_predictions(case: Case) -> None:
+    assert [one.task_is_of_labels for one in case.found] == [TASKS[task].readout != "kl" for task in OWN]
+    assert {one.task_is_of_labels for one in case.found} == {True, False}
+
+
+def test_p_values_are_uniform_where_a_circuit_is_a_random_one(case: Case) -> None:
+    """Draws anywhere are exchangeable with a circuit that is one of them: so is the draw that is missed most."""
+    one = case.found[0]
+    every = [replace(one, scores=with_loss(one, "without", float(loss))) for loss in one.random_without]
+    ranks = sorted(round(circuit.p_necessary * (1 + DRAWS)) for circuit in every)
+    losses = one.random_without.tolist()
+    assert ranks == sorted(1 + sum(other >= loss for other in losses) for loss in losses)
+    assert min(ranks) == 2  # a circuit that is a draw is never better than all of them
+
+
+def with_loss(one: Validated, name: str, loss: float) -> dict[str, Any]:
+    return {**one.scores, name: {**one.scores[name], "loss": loss}}
 
 
 def test_p_values_count_random_circuits(case: Case) -> None:
@@ -298,22 +324,33 @@ def test_constants_of_circuits_are_those_of_their_numbers() -> None:
 
 
 def validated(
-    *, alone: float = 0.1, without: float = 3.0, full: float = 1.0, empty: float = 0.5, **more: Any
+    *,
+    alone: float = 0.1,
+    without: float = 3.0,
+    full: float = 1.0,
+    empty: float = 0.5,
+    gradient: float = 0.65,
+    zero: float = 0.3,
+    **more: Any,
 ) -> Validated:
     """Return a circuit of two of ten nodes, better than chance alone and missed more than chance."""
     named = {"alone": (alone, 0.9, 2.0), "without": (without, 0.5, 0.0), "full": (0.05, full, 2.5)}
-    named["empty"] = (0.7, empty, 0.5)
+    named |= {"empty": (0.7, empty, 0.5), "by gradient": (gradient, 0.6, 1.0), "zero": (zero, 0.8, 1.5)}
     rest = {"divergence": 0.1, "agreement": 0.9, "images": 256.0}
     mask = torch.tensor([True] * 2 + [False] * 8)
     fields: dict[str, Any] = {
-        **{"task": 0, "switches": mask, "mask": mask, "reached": True, "target": 0.2, "sizes": (2, 2)},
+        **{"task": 0, "task_is_of_labels": True, "switches": mask, "mask": mask, "reached": True, "target": 0.2},
+        "sizes": (2, 2),
         "scores": {
             name: {"loss": loss, "accuracy": accuracy, "margin": margin, **rest}
             for name, (loss, accuracy, margin) in named.items()
         },
-        "intervals": {},
+        "intervals": {
+            name: Interval(loss - 0.5, loss + 0.5, "by hand") for name, loss in (("alone", alone), ("without", without))
+        },
         "random_alone": torch.linspace(0.5, 1, 20),
         "random_without": torch.linspace(0.1, 1, 20),
+        "outside_without": torch.linspace(0.2, 1.2, 20),
         **{"cpr": 0.9, "cmd": 0.1, "minimality": Minimality(0.0, 2), "elsewhere": 0.01},
     }
     return Validated(**{**fields, **more})
