@@ -15,4 +15,17 @@ fi
 ruff format --check .
 ruff check .
 mypy
-exec python -m pytest "$@"
+if [ $# -gt 0 ]; then
+    exec python -m pytest "$@"
+fi
+# two halves at once, each with the parts of the other left out; the second is shown when the first is over
+others=(tests/circuits tests/neurons tests/sae tests/attribution)
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+OMP_NUM_THREADS=1 python -m pytest "${others[@]}" >"$log" 2>&1 &
+second=$!
+failed=0
+OMP_NUM_THREADS=1 python -m pytest "${others[@]/#/--ignore=}" || failed=$?
+wait "$second" || failed=$?
+cat "$log"
+exit "$failed"
