@@ -8,6 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from impact_lightning.metrics.sensitivity_n import sensitivity_n
+
 STEPS = 3  # into which the blocks are cut
 HEADS = ("head", "head_dist", "norm", "fc_norm")  # what reads the last block
 
@@ -68,14 +70,4 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
         >>> round(rank_correlation(torch.tensor([[[1.0, 2.0, 5.0]]]), torch.tensor([[[0.0, 4.0, 3.0]]])).item(), 6)
         0.5
     """
-    x, y = (_ranks(maps.flatten(1).double()) for maps in (a, b))
-    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    norms = x.norm(dim=1) * y.norm(dim=1)
-    return torch.where(norms == 0, torch.nan, (x * y).sum(1) / norms)
-
-
-def _ranks(x: Tensor) -> Tensor:
-    """Return ranks of rows `(B, n)`; equal entries share the mean of theirs."""
-    below = (x[:, :, None] > x[:, None]).sum(2)
-    same = (x[:, :, None] == x[:, None]).sum(2)
-    return below + (same.double() - 1) / 2
+    return sensitivity_n(a.flatten(1), b.flatten(1), kind="spearman")

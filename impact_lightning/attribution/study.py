@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,16 @@ from torch import Tensor
 
 from impact_lightning.attribution.curves import CurveEngine
 from impact_lightning.attribution.measures import of_curves, of_maps, of_masks
-from impact_lightning.attribution.method import Method, on_grid, refuse_non_finite
+from impact_lightning.attribution.method import Method, grid_size, on_grid, refuse_non_finite
 from impact_lightning.attribution.protocols import CurveProtocol
 from impact_lightning.attribution.randomisation import cascade, randomised, rank_correlation
+from impact_lightning.attribution.sensitivity import drops, noisy_maps, random_squares, random_subsets
 from impact_lightning.attribution.substrates import Pixels
 from impact_lightning.backbones import capture
 from impact_lightning.metrics.curves import Curves
+from impact_lightning.metrics.infidelity import infidelity
+from impact_lightning.metrics.max_sensitivity import max_sensitivity
+from impact_lightning.metrics.sensitivity_n import sensitivity_n
 from impact_lightning.ranks import rank_and_world
 from impact_lightning.results import Constant
 from impact_lightning.types import ImageBatch
@@ -24,6 +29,7 @@ from impact_lightning.types import ImageBatch
 Key = tuple[str, str]  # method, measure
 CurveKey = tuple[str, str, str]  # method, protocol, curve
 Maps = dict[str, Tensor]  # by method, (B, gh, gw)
+SHARE, REMOVALS, NOISY = 0.25, 32, 4  # of the patches in a random subset; subsets, and noisy copies, of each image
 RANDOMISED = "randomised_"  # before a measure: of maps of the model with every parameter drawn anew
 
 
@@ -146,6 +152,7 @@ class Study:
         if len(at):
             own = {name: maps[at] for name, maps in found.items()}
             self._check_sanity(batch.images[at], batch.row[at], targets[at], own, without)
+            self._check_sensitivity(batch.images[at], batch.row[at], targets[at], own)
 
     def _check_sanity(self, images: Tensor, rows: Tensor, targets: Tensor, found: Maps, without: Maps) -> None:
         """Compare maps with those of models that have unlearnt, and of another class."""
@@ -158,6 +165,25 @@ class Study:
         if n > 1:
             others = (targets + 1 + (rows + self.seed) % (n - 1)) % n
             self._compare("likeness_of_another_class", found, self._maps(self.model, images, others), rows)
+
+    def _check_sensitivity(self, images: Tensor, rows: Tensor, targets: Tensor, found: Maps) -> None:
+        """Compare relevance with what random removals cost, and maps with those of noisy images."""
+        subject = self.engine.subject(images, rows, targets=targets, labels=None)
+        grid = grid_size(self.model, images)
+        subsets = random_subsets(rows, grid, share=SHARE, n=REMOVALS, seed=self.seed)
+        squares = random_squares(rows, grid, side=max(1, min(grid) // 4), n=REMOVALS, seed=self.seed)
+        for name, maps in found.items():
+            in_subsets, in_squares = (drops(subject, maps, removed) for removed in (subsets, squares))
+            noisy = noisy_maps(partial(self._map, name, targets), images, rows, n=NOISY, seed=self.seed)
+            scores = {
+                "sensitivity_n": sensitivity_n(*in_subsets),
+                "infidelity": infidelity(*in_squares, optimal_scale=True),
+                "max_sensitivity": max_sensitivity(maps, noisy),
+            }
+            self._add(name, scores, rows)
+
+    def _map(self, name: str, targets: Tensor, images: Tensor) -> Tensor:
+        return self.methods[name](self.model, images, targets)
 
     def _compare(self, measure: str, found: Maps, others: Maps, rows: Tensor) -> None:
         for name, maps in found.items():

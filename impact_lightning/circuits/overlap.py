@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from impact_lightning.circuits.controls import jaccard, ratio_of_sets
-from impact_lightning.circuits.edges import Wiring, count_edges
+from impact_lightning.circuits.edges import Wiring, checked
 
 
 class Overlap(NamedTuple):
@@ -37,12 +37,22 @@ def overlap(pairs: Sequence[tuple[Tensor, Tensor]], wiring: Wiring) -> Overlap |
 
 
 def _edge_jaccard(one: Tensor, other: Tensor, wiring: Wiring) -> tuple[float, float]:
-    """Return the Jaccard index of edges, and what is expected where p and q of a matrix with e share p q / e."""
-    counts = count_edges(wiring, torch.stack([one, other, one & other])).edges_by_matrix.double()  # (3, matrices)
-    total = torch.tensor([float(wires.present.sum()) for wires in wiring.wires], dtype=torch.float64)
-    p, q, both = counts.cpu()
+    """Return the Jaccard index of edges, and what is expected where p and q of e from site to site share p q / e."""
+    counts = _edges_by_sites(wiring, torch.stack([one, other, one & other, torch.ones_like(one)]))
+    p, q, both, total = counts.cpu()
     by_chance = (p * q / total.clamp_min(1)).sum()
     return tuple(ratio_of_sets(float(x), int(p.sum()), int(q.sum())) for x in (both.sum(), by_chance))  # type: ignore[return-value]
+
+
+def _edges_by_sites(wiring: Wiring, masks: Tensor) -> Tensor:
+    """Return how many edges circuits `(P, n)` have by matrix; q, k and v, parts of one, apart."""
+    masks = checked(wiring, masks)
+    found = []
+    for wires in wiring.wires:
+        written = wires.into(masks).double() * masks[:, wires.outputs]  # (P, out)
+        sites = [site for site in wiring.nodes.sites if wires.outputs.start <= site.start < wires.outputs.stop]
+        found += [part.sum(1) for part in written.split([site.width for site in sites], 1)]
+    return torch.stack(found, 1)
 
 
 def of_tasks(masks: Sequence[Tensor], tasks: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

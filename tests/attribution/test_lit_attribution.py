@@ -36,6 +36,7 @@ LIKENESS = {
     *("likeness_without_head", "likeness_without_blocks_1_and_above", "likeness_without_blocks_0_and_above"),
     *("likeness_without_everything", "likeness_of_another_class"),
 }
+SENSITIVITY = ("sensitivity_n", "infidelity", "max_sensitivity")  # of the images of checks, as likeness
 OF_IMAGES = OF_CURVES | OF_MAPS | PLACES | RANDOMISED
 
 
@@ -65,8 +66,8 @@ def cheap(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("model", ["a", "b"])
 def test_there_is_a_record_of_every_method_and_measure(model: str, records: Records) -> None:
     for method in METHODS:
-        wanted = OF_IMAGES | LIKENESS | {f"{name}_due_to_the_model" for name in PLACES}
-        wanted |= {f"{name}_above_random" for name in OF_IMAGES} if method != "random" else set()
+        wanted = OF_IMAGES | LIKENESS | {*SENSITIVITY} | {f"{name}_due_to_the_model" for name in PLACES}
+        wanted |= {f"{name}_above_random" for name in (*OF_IMAGES, *SENSITIVITY)} if method != "random" else set()
         assert {measure for of, measure in records if of == f"{model}/{method}"} == wanted
 
 
@@ -85,7 +86,7 @@ def test_random_maps_are_the_null(records: Records) -> None:
 
 def test_every_number_lies_in_its_interval_or_says_what_is_left_out(records: Records) -> None:
     for key, record in records.items():
-        expected = 3 if key[1].startswith("likeness") else N
+        expected = 3 if key[1].startswith(("likeness", *SENSITIVITY)) else N
         assert (record.n == expected) != any("left out" in note for note in record.notes), key
         assert (record.interval is None) == (record.n < 2), key
         assert math.isfinite(record.value) == (record.n > 0), key
@@ -95,7 +96,7 @@ def test_every_number_lies_in_its_interval_or_says_what_is_left_out(records: Rec
 
 def test_models_differ_by_the_difference_of_their_numbers(records: Records) -> None:
     differences = {key: record for key, record in records.items() if key[0].startswith("b - a/")}
-    assert {measure for _, measure in differences} == OF_IMAGES | LIKENESS
+    assert {measure for _, measure in differences} == OF_IMAGES | LIKENESS | {*SENSITIVITY}
     whole = [record for record in differences.values() if not record.notes]
     assert len(whole) > 300
     for (of, measure), record in differences.items():

@@ -14,7 +14,7 @@ from impact_lightning.attribution.gradients import GradientTimesInput
 from impact_lightning.attribution.method import Method
 from impact_lightning.attribution.protocols import Patch
 from impact_lightning.attribution.randomisation import cascade, randomised, rank_correlation
-from impact_lightning.attribution.study import Study
+from impact_lightning.attribution.study import NOISY, Study
 from impact_lightning.attribution.substrates import Pixels
 from impact_lightning.metrics.pointing_game import pointing_game
 from impact_lightning.types import ImageBatch, UserError
@@ -68,9 +68,12 @@ def test_batches_and_their_order_change_nothing(batches: list[list[int]], whole:
         torch.testing.assert_close(mine.maps, other.maps)
 
 
+CHECKED = ("likeness", "sensitivity_n", "infidelity", "max_sensitivity")
+
+
 def test_every_image_has_its_numbers_and_some_are_checked(whole: Study) -> None:
     for (_, measure), one in whole.scores().items():
-        assert one.rows.tolist() == (sorted(SANITY) if measure.startswith("likeness") else list(range(N)))
+        assert one.rows.tolist() == (sorted(SANITY) if measure.startswith(CHECKED) else list(range(N)))
         assert one.values.dtype == torch.float64
 
 
@@ -150,7 +153,7 @@ def test_nothing_is_explained_that_is_not_reported(has_masks: bool, expected: li
     method = Counted([])
     looked([range(N)], has_masks=has_masks, methods={"own": method})
     stages = 1 + 3  # head, and the three parts of the blocks; without anything learnt it is the control
-    assert method.seen == expected + [2] * stages + [2]
+    assert method.seen == expected + [2] * stages + [2] + [2] * NOISY
     without = Counted([])
     looked([range(N)], has_masks=False, methods={"own": without}, sanity=())
     assert without.seen == [6]

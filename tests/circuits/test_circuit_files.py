@@ -40,6 +40,8 @@ def run(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def records(run: Path, models: dict[str, Any]) -> Records:
     (run / "circuits").mkdir()
     (run / "circuits" / "of-an-earlier-test.svg").write_text("")
+    (run / "circuits.unfinished").mkdir()  # of a test that was killed
+    (run / "circuits.unfinished" / "half-a-picture.svg").write_text("")
     return measured(run, models, *TASKS, steps=2)
 
 
@@ -63,6 +65,7 @@ def about(path: Path) -> dict[str, str]:
 
 def test_every_model_has_a_folder_and_what_was_there_is_gone(run: Path, records: Records) -> None:
     assert records
+    assert not (run / "circuits.unfinished").exists()
     assert len(list((run / "circuits").iterdir())) == 2
     assert len({folder_of(run, model, records) for model in NAMES}) == 2
 
@@ -120,6 +123,23 @@ def test_circuits_too_large_to_read_or_empty_have_no_graph_and_are_counted(
     assert {path.name for path in (tmp_path / "circuits").rglob("*") if path.is_file()} == {"masks.safetensors"}
     for path in (tmp_path / "circuits").rglob("masks.safetensors"):
         assert set(load_file(path)["masks"].unique().tolist()) == {is_on}
+
+
+def test_what_an_earlier_test_wrote_stays_until_the_new_is_whole(
+    run: Path, models: dict[str, Any], records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (run / "circuits").rglob("*")}
+    assert records
+    assert before
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(circuit_files, "draw_circuit", full)
+        with pytest.raises((OSError, SystemExit)):
+            measured(run, models, *TASKS, steps=2)
+    assert {path: path.stat().st_mtime_ns for path in (run / "circuits").rglob("*")} == before
 
 
 @pytest.mark.parametrize("name", ["cat or not, seed 0", "a/b", "..", "c:\\x", "x" * 200, "{1} of [2]"])

@@ -21,8 +21,9 @@ def masked(nodes: Nodes, share: float = 0.3) -> Tensor:
 def by_site(nodes: Nodes, switches: Tensor) -> dict[int, Tensor]:
     """Return the switches `(P, n_switches)` of each site, found by a loop: a switch lies where its first node does."""
     places: dict[int, list[int]] = {}
+    switch_of = nodes.switch_of.tolist()
     for switch in range(nodes.n_switches):
-        first = min(node for node in range(nodes.n) if int(nodes.switch_of[node]) == switch)
+        first = switch_of.index(switch)
         (number,) = [i for i, site in enumerate(nodes.sites) if site.start <= first < site.start + site.width]
         places.setdefault(number, []).append(switch)
     return {number: switches[:, own] for number, own in places.items()}
@@ -135,13 +136,14 @@ def test_the_chance_level_of_the_jaccard_index_is_that_of_circuits_matched_in_ev
     }[case]
     generator = torch.Generator().manual_seed(0)
     draws = 300
-    found = [jaccard(*(of_sites(nodes, size.tolist(), generator) for size in (p, q)), nodes) for _ in range(draws)]
+    pairs = [[of_sites(nodes, size.tolist(), generator) for size in (p, q)] for _ in range(draws)]
+    found = [jaccard(a, b, nodes) for a, b in pairs]
     values, chances = (torch.tensor(column, dtype=torch.float64) for column in zip(*found, strict=True))
     assert float(chances.std()) == pytest.approx(0, abs=1e-12)
     chance, error = float(chances[0]), float(values.std()) / math.sqrt(draws)
     assert float(values.mean()) == pytest.approx(chance, abs=4 * error + 3e-3)  # a ratio of means, not its mean
-    a, b = float(p.sum()) / nodes.n, float(q.sum()) / nodes.n
-    uniform = a * b / (a + b - a * b)  # of circuits that are as large and do not care for sites
+    x, y = float(p.sum()) / nodes.n, float(q.sum()) / nodes.n
+    uniform = x * y / (x + y - x * y)  # of circuits that are as large and do not care for sites
     if case != "even":
         assert abs(float(values.mean()) - uniform) > 0.05
         assert abs(chance - uniform) > 0.05

@@ -68,13 +68,14 @@ def scores_of(model: Any, p: int, z: Tensor, *, alike: bool = False) -> list[Any
     model_p, own_p = full.softmax(1), z.softmax(1)
     divergence = float((model_p * (model_p / own_p).log()).sum(1).mean())
     agreement = float((z.argmax(1) == full.argmax(1)).double().mean())
-    n = [int((of == side).sum()) for side in of]  # as many images are of the side of each
-    weighed = torch.tensor([float(x) * len(of) / (len(sides) * k) for x, k in zip(judged.loss, n, strict=True)])
-    return [loss, accuracy, float(judged.margin.mean()), divergence, agreement, len(targets), weighed.double()]
+    shares = [len(of) / (len(sides) * int((of == side).sum())) for side in of]  # images of a small side weigh more
+    weights = torch.tensor(shares, dtype=torch.float64)
+    return [loss, accuracy, float(judged.margin.mean()), divergence, agreement, len(targets), judged.loss * weights]
 
 
 def assert_scores(found: Scores, expected: list[list[Any]]) -> None:
-    for name, column, values in zip(found._fields, found, zip(*expected, strict=True), strict=True):
+    for name, values in zip(found._fields, zip(*expected, strict=True), strict=True):
+        column: Any = getattr(found, name)
         if name == "losses":
             for own, hand in zip(column, values, strict=True):
                 torch.testing.assert_close(own, hand, rtol=1e-9, atol=1e-9)

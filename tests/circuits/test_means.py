@@ -1,6 +1,7 @@
 """Means are those of all images however they are read, and are refused where they are of something else."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -179,6 +180,32 @@ def test_metadata_of_another_form_is_named(about: str, means: Means, tmp_path: P
     save_file({"sums": means.sums, "squares": means.squares}, path, metadata={"means": json.dumps(json.loads(about))})
     with pytest.raises(UserError, match="holds no means, or is damaged"):
         read_means(path, ORIGIN)
+
+
+@pytest.mark.parametrize("part", ["sums", "squares"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_means_that_are_not_finite_are_refused_and_the_file_is_named(
+    part: str, value: float, means: Means, tmp_path: Path
+) -> None:
+    path = tmp_path / "means.safetensors"
+    tensor = getattr(means, part).clone()
+    tensor.view(-1)[3] = value
+    replace(means, **{part: tensor}).write(path)
+    with pytest.raises(UserError, match=f"{path} is damaged: its means have odd shapes or are not finite; remove it"):
+        read_means(path, ORIGIN)
+
+
+def test_means_of_odd_shapes_are_refused_and_the_file_is_named(means: Means, tmp_path: Path) -> None:
+    path = tmp_path / "means.safetensors"
+    for odd in (
+        replace(means, squares=means.squares[:-1]),
+        replace(means, sums=means.sums[:, :-1].contiguous()),
+        replace(means, sums=means.sums[0]),
+        replace(means, sums=means.sums[None]),
+    ):
+        odd.write(path)
+        with pytest.raises(UserError, match=f"{path} is damaged"):
+            read_means(path, ORIGIN)
 
 
 # ---------------------------------------------------------------------------------------------------------- baseline

@@ -13,7 +13,10 @@ from impact_lightning.circuits.resampling import Resampled
 from tests.circuits.test_evaluation import evaluation
 from tests.circuits.test_fold import vit
 
-HOW: list[dict[str, Any]] = [{}, {"granularity": "head"}, {"tie_qk": True}]
+HOW: list[Any] = [
+    {},
+    *(pytest.param(how, marks=pytest.mark.slow) for how in ({"granularity": "head"}, {"tie_qk": True})),
+]
 
 
 def made(how: dict[str, Any]) -> tuple[Nodes, Evaluation]:
@@ -85,7 +88,7 @@ def literal_clean(on: set[int], target: float, *of: Any) -> set[int]:
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("slack", [0.0, 0.002, 10.0])
 def test_a_clean_circuit_is_that_of_a_loop_and_reaches_its_target(how: dict[str, Any], seed: int, slack: float) -> None:
     nodes, run = made(how)

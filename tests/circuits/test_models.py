@@ -84,7 +84,7 @@ def test_every_model_has_a_control_of_permuted_weights(together: Path) -> None:
 TO_TURN_OFF = ("--model.learning.lr=0.01", "--model.learning.penalty=0.01", ONE)  # nodes go off, constants are learnt
 
 
-@pytest.mark.parametrize("ablation", ["learned", "resample"])
+@pytest.mark.parametrize("ablation", ["learned", pytest.param("resample", marks=pytest.mark.slow)])
 def test_what_replaces_nodes_can_be_learnt_or_drawn(ablation: str, weights: Path, tmp_path: Path) -> None:
     path, words = weights / "a.safetensors", (f"--model.learning.ablation={ablation}", *TO_TURN_OFF)
     fit(tmp_path / "run", path, *words, steps=30)
@@ -99,6 +99,7 @@ def test_what_replaces_nodes_can_be_learnt_or_drawn(ablation: str, weights: Path
     assert_close(tmp_path / "two", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_learnt_constants_are_killed_and_continued(weights: Path, tmp_path: Path) -> None:
     def body(run: Path) -> None:
         more = ("--ckpt_path=last", "--checkpoint.every_n_steps=1", "--model.learning.ablation=learned", *TO_TURN_OFF)
@@ -210,6 +211,7 @@ def test_models_of_the_same_weights_and_other_heads_have_means_of_their_own(weig
     assert not torch.allclose(sums[0], sums[1])
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_is_as_large(weights: Path, tmp_path: Path) -> None:
     models = {name: backbone(weights / "a.safetensors") for name in ("one", "again")}
     words = ('--data.tasks=[{"readout": "kl"}]', "--data.nonsense=false")
@@ -255,10 +257,10 @@ def test_a_model_of_another_image_size_is_named(
     assert "large" in message
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("model", "keys", "train")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("half", "model", "keys", "train")]
 
 
-@pytest.mark.parametrize("name", ["wide.2", "half", *SLOW])
+@pytest.mark.parametrize("name", ["wide.2", *SLOW])
 def test_a_model_can_have_the_name_of_anything_else(name: str, weights: Path, tmp_path: Path) -> None:
     models = {"first": backbone(weights / "b.safetensors"), name: backbone(weights / "a.safetensors")}
     words = (ONE, "--data.nonsense=false")
@@ -298,10 +300,12 @@ def test_weights_that_are_not_finite_are_named(
     damaged[part][0, 0] = math.nan
     save_file(damaged, tmp_path / "damaged.safetensors")
     message = said(capsys, lambda: fit(tmp_path / "run", {"damaged": backbone(tmp_path / "damaged.safetensors")}, ONE))
-    assert "damaged" in message
+    assert "model.models.damaged: " in message or "error: damaged: " in message  # the model, and not just its file
+    assert "not finite" in message
     assert "lower" not in message
 
 
+@pytest.mark.slow
 def test_a_contrast_is_for_one_class_against_others(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

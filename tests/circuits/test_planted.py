@@ -22,6 +22,7 @@ from impact_lightning.circuits.controls import permute_weights
 from impact_lightning.circuits.edges import count_edges, wiring
 from impact_lightning.circuits.live import live_nodes
 from impact_lightning.circuits.nodes import Nodes
+from impact_lightning.circuits.verdict import PASSED
 from impact_lightning.cli import main
 from impact_lightning.results import Record, read_results
 
@@ -165,7 +166,7 @@ def test_planted_edges_and_live_nodes_are_those_that_were_planted(depth: int) ->
     assert torch.equal(live_nodes(table, mask[None], asks)[0], mask)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_planted_circuit_is_found(depth: int, patches: Path, tmp_path: Path) -> None:
     records = found(tmp_path, patches, depth, "--data.nonsense=false")
     assert_planted(tmp_path / "run", depth)
@@ -205,7 +206,36 @@ def controlled(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def test_controls_hold_no_circuit_of_that_quality(control: str, controlled: dict[tuple[str, str], Record]) -> None:
     assert math.isnan(controlled[REAL, f"switches_of_{control}"].value)  # no size reaches the target
     assert controlled[REAL, f"loss_of_{control}"].value > 10 * controlled[REAL, "loss_alone"].value
-    assert controlled[REAL, "nodes"].notes == ("passes every check",)
+    assert_known_loss(control, controlled)
+
+
+def assert_known_loss(control: str, records: dict[tuple[str, str], Record]) -> None:
+    """What a control has learnt by heart stands beside what it does on other images."""
+    learnt = records[REAL, f"learnt_loss_of_{control}"]
+    assert learnt.null is not None
+    assert learnt.null.value == records[REAL, f"loss_of_{control}"].value
+
+
+def test_a_planted_circuit_passes_what_a_model_of_few_nodes_lets_it_pass(
+    controlled: dict[tuple[str, str], Record],
+) -> None:
+    """Draws hit nodes of a chain in which every node is needed: necessity has no power there.
+
+    Zero in the place of the channel that keeps norms steady is worse than no circuit at all; other constants are not.
+    """
+    (text, *_) = controlled[REAL, "nodes"].notes
+    failed = set(text.removeprefix("fails ").split(", ")) if text != PASSED else set()
+    assert failed <= {"necessity", "ablation"}
+    empty = controlled[REAL, "loss_empty"].value
+    assert (controlled[REAL, "loss_zero"].value > empty) == ("ablation" in failed)
+    for constant in ("mean_position", "mean_prefix_patch"):
+        assert controlled[REAL, f"loss_{constant}"].value < 0.1 * empty
+    assert (controlled[REAL, "p_necessary"].value > 0.05) == ("necessity" in failed)
+    without = controlled[REAL, "loss_without_beside_others"]
+    assert without.null is not None
+    assert without.value > 10 * without.null.value  # nothing outside of it is missed
+    assert controlled[REAL, "loss_by_gradient"].value > controlled[REAL, "loss_alone"].value
+    assert controlled[REAL, "loss_alone"].value <= controlled[REAL, "loss_to_reach"].value * 1.5
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,12 @@ def test_attributions_are_slopes_of_the_loss(how: dict[str, Any], tokens: int) -
         rows, targets = held.images[task]
         with gating(model, nodes) as gated:
             z = gated(held[rows], nodes.expand(switches[None]).expand(len(rows), -1), Baseline(mu, nodes))
-        return float(judge(TASKS[task], z, targets, model(held[rows])).loss.mean())
+        whole = model(held[rows])
+        if TASKS[task].readout == "kl":  # which is smallest at the whole model: that of its predictions has a slope
+            return -float(z.log_softmax(1)[range(len(rows)), whole.argmax(1)].mean())
+        return float(judge(TASKS[task], z, targets, whole).loss.mean())
 
+    assert (found[3] > 1e-3).any()
     for task in range(4):
         for switch in range(0, nodes.n_switches, 31):
             step = torch.zeros(nodes.n_switches, dtype=torch.float64)

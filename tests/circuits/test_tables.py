@@ -52,7 +52,7 @@ def test_a_row_says_what_is_known_of_a_circuit() -> None:
     counts = found.counts
     assert first[1:] == [
         *(f"{int(counts.nodes[0]):,}", f"{int(counts.edges[0]):,}", f"{float(counts.normalised_edges[0]):,.0f}"),
-        *("0.10 / 0.05 / 3.00", "0.05 / 0.05", "0.40 / 0.60", "passes every check"),
+        *("0.10 / 0.20 / 0.05 / 3.00", "0.05 / 0.05", "0.40 / 0.60", "passes every check"),
     ]
 
 
@@ -125,4 +125,4 @@ def test_where_no_circuit_reaches_its_target_tables_are_empty_and_not_wrong() ->
     assert not [line for line in shown(condition_table(found), 80).splitlines() if line.startswith("│")]
     of_models = cells([found])
     assert of_models["circuits that reach the loss"] == ["0 of 3"]
-    assert of_models["nodes"] == [""]
+    assert not {"nodes", "edges", "edges / d"} & of_models.keys()  # no row of it

@@ -101,7 +101,7 @@ def test_all_that_fails_is_named_in_order() -> None:
 )
 @pytest.mark.parametrize("is_of_labels", [True, False])
 def test_what_a_model_can_do_depends_on_how_many_images_say_so(n: float, expected: str, *, is_of_labels: bool) -> None:
-    """3 standard errors of 25 images are 0.3, of 9 they are all that constants leave; own predictions are always met."""
+    """3 standard errors of 25 images are 0.3, of 9 all that constants leave; own predictions are always met."""
     one = validated(full=0.801, task_is_of_labels=is_of_labels)
     for row in one.scores.values():
         row["images"] = n
