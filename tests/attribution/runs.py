@@ -1,7 +1,6 @@
 """Runs of the command line on models so small that a test takes seconds."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +76,6 @@ def assert_same(found: Records, expected: Records) -> None:
 def number(value: float) -> Any:
     """Return something that nan equals too."""
     return pytest.approx(value, rel=1e-5, abs=1e-5, nan_ok=True)  # float32 in batches of other sizes
-
-
-def said(capsys: pytest.CaptureFixture[str], body: Callable[[], object]) -> str:
-    """Return the one message with which a command ends in exit code 2."""
-    with pytest.raises(SystemExit) as ending:
-        body()
-    assert ending.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("error: ")
-    return message
 
 
 def folders(root: Path, counts: dict[str, int]) -> tuple[str, ...]:

@@ -22,10 +22,10 @@ from tests.attribution.runs import (
     measured,
     number,
     records_of,
-    said,
     save_model,
     words_of,
 )
+from tests.said import said
 from tests.training.test_resume import on_two_ranks
 
 OF_CURVES = {f"{protocol}_{one.name}" for protocol, measures in CURVE_MEASURES.items() for one in measures}

@@ -1,11 +1,9 @@
 """Runs of the command line on models so small that a fit takes a second."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from impact_lightning.cli import main
@@ -84,16 +82,6 @@ def assert_close(run: Path, reference: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-6, atol=1e-6, msg=name)
-
-
-def said(capsys: pytest.CaptureFixture[str], body: Callable[[], None]) -> str:
-    """Return the one message with which a command ends in exit code 2."""
-    with pytest.raises(SystemExit) as ending:
-        body()
-    assert ending.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("error: ")
-    return message
 
 
 def folders(root: Path, counts: dict[str, int] | None = None) -> tuple[str, ...]:

@@ -17,11 +17,11 @@ from tests.circuits.runs import (
     folders,
     measured,
     records_of,
-    said,
     state,
     words_of,
 )
 from tests.data.pictures import write_folders
+from tests.said import said
 from tests.training.test_resume import in_a_process, killed_fit_of, on_two_ranks
 
 

@@ -21,10 +21,10 @@ from tests.circuits.runs import (
     fit,
     measured,
     records_of,
-    said,
     state,
     words_of,
 )
+from tests.said import said
 from tests.training.test_resume import in_a_process, killed_fit_of, on_two_ranks
 
 SAME_LOSS = ("--model.target.kind=absolute", "--model.target.value=0.8")  # whatever stands beside a model

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from impact_lightning.cli import main
 from impact_lightning.results import Record, read_results
 from impact_lightning.training.unit_pictures import UnitPictures
 from tests.data.pictures import write_folders, write_shards
+from tests.said import said
 from tests.training.test_resume import on_two_ranks
 
 SHAPE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -274,16 +275,6 @@ def test_a_damaged_image_is_left_out_and_noted(weights: Path, tmp_path: Path) ->
 
 
 # -------------------------------------------------------------------------------------------------------- mistakes
-
-
-def said(capsys: pytest.CaptureFixture[str], body: Callable[[], None]) -> str:
-    """Return the one message with which a command ends in exit code 2."""
-    with pytest.raises(SystemExit) as ending:
-        body()
-    assert ending.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("error: ")
-    return message
 
 
 @pytest.mark.parametrize(
