@@ -50,8 +50,8 @@ def test_a_price_stays_where_the_loss_is_its_target() -> None:
     assert moved(1.0) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize(("loss", "expected"), [(100.0, -0.1), (-100.0, 0.1)])
-def test_a_price_moves_by_at_most_five_rates(loss: float, expected: float) -> None:
+@pytest.mark.parametrize(("loss", "expected"), [(100.0, -0.02), (-100.0, 0.02)])
+def test_a_price_moves_by_at_most_its_rate(loss: float, expected: float) -> None:
     assert moved(loss) == pytest.approx(expected)
 
 
