@@ -43,7 +43,7 @@ def test_a_price_rises_where_the_loss_is_below_its_target() -> None:
 
 
 def test_a_price_falls_where_the_loss_is_above_its_target() -> None:
-    assert moved(1.75) == pytest.approx(-0.02 * 0.75 / 0.5)
+    assert moved(1.25) == pytest.approx(-0.02 * 0.25 / 0.5)
 
 
 def test_a_price_stays_where_the_loss_is_its_target() -> None:
