@@ -11,7 +11,7 @@ SURE = 3.0  # standard errors by which a model must be better than constants, to
 UNABLE = "the model cannot do it"
 PASSED = "passes every check"
 LEVEL = 0.05  # of p-values
-DRAWS = 20  # random circuits at least: with 18 no p-value could be below that
+DRAWS = 20  # random circuits at least: the least p-value is then 1/21
 
 
 class Control(NamedTuple):
