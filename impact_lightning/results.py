@@ -99,7 +99,7 @@ def write_results(path: Path, records: Iterable[Record]) -> None:
     """Add records to a results file: a measurement made again replaces its former outcome, others stay."""
     kept = {record.identity(): record for record in (read_results(path) if path.exists() else [])}
     kept.update((record.identity(), record) for record in records)
-    content = {"schema": SCHEMA, "records": [_to_json(record) for record in kept.values()]}
+    content = {"schema": SCHEMA, "records": [record_to_json(record) for record in kept.values()]}
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
@@ -117,25 +117,27 @@ def read_results(path: Path) -> list[Record]:
     if content["schema"] != SCHEMA:
         raise UserError(f"{path} has schema {content['schema']}, this version reads {SCHEMA}; run `test` again")
     try:
-        return [_from_json(entry) for entry in content["records"]]
+        return [record_from_json(entry) for entry in content["records"]]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: a record does not fit the schema ({error})") from None
 
 
-def _to_json(record: Record) -> dict[str, Any]:
-    return _plain(asdict(record))  # type: ignore[no-any-return]
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Return a record as JSON holds it."""
+    return plain(asdict(record))  # type: ignore[no-any-return]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value with null for every number that is not finite: JSON has neither nan nor infinity."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _from_json(entry: dict[str, Any]) -> Record:
+def record_from_json(entry: dict[str, Any]) -> Record:
+    """Return the record that `record_to_json` was given; what does not fit raises one of a few errors."""
     null, interval = entry["null"], entry["interval"]
     unknown = entry.keys() - {f.name for f in fields(Record)}
     if unknown:

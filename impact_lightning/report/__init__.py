@@ -1,0 +1,1 @@
+"""The report: one HTML file from the folder of `impact`, nothing recomputed."""
