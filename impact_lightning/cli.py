@@ -34,8 +34,10 @@ from impact_lightning.data.sprites import Sprites as Sprites
 from impact_lightning.data.transforms import FlipCrop as FlipCrop
 from impact_lightning.data.transforms import RandomResizedCrop as RandomResizedCrop
 from impact_lightning.files import atomic_write
+from impact_lightning.impact import impact
 from impact_lightning.mistakes import explain, user_error_behind
 from impact_lightning.neurons.lit_neurons import LitNeurons as LitNeurons
+from impact_lightning.report.verb import report
 from impact_lightning.sae.batch_topk import BatchTopK as BatchTopK
 from impact_lightning.sae.export import export
 from impact_lightning.sae.gated import Gated as Gated
@@ -47,6 +49,9 @@ from impact_lightning.sae.topk import TopK as TopK
 from impact_lightning.sparsity.keep_masks import KeepMasks
 from impact_lightning.sparsity.prune import prune
 from impact_lightning.sparsity.weight_sparse import WeightSparse as WeightSparse
+from impact_lightning.suite.sources import Given as Given
+from impact_lightning.suite.sources import Pruned as Pruned
+from impact_lightning.suite.sources import Trained as Trained
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
 from impact_lightning.training.circuit_files import CircuitFiles
 from impact_lightning.training.feature_pictures import FeaturePictures
@@ -61,7 +66,7 @@ from impact_lightning.training.tracking import wandb_id, wandb_runs
 from impact_lightning.training.unit_pictures import UnitPictures
 from impact_lightning.types import UserError
 
-VERBS: dict[str, Any] = {"extract": extract, "export": export, "prune": prune}
+VERBS: dict[str, Any] = {"impact": impact, "report": report, "extract": extract, "export": export, "prune": prune}
 DESCRIPTION = f"Did sparsity make this vision transformer easier to understand? Also: {', '.join(VERBS)}."
 
 
@@ -249,13 +254,19 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning|jsonargparse")
 
 
+def flagged(words: list[str]) -> list[str]:
+    """Let `--dry_run` stand alone: the parser wants a value behind every option."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    return [f"{a}=true" if a == "--dry_run" and b not in ("true", "false") else a for a, b in pairs]
+
+
 def main(args: ArgsType = None) -> None:
     """Run a verb; tests and notebooks call `main(["fit", ...])`."""
     words = sys.argv[1:] if args is None else args if isinstance(args, list) else []
     _quiet()
     try:
         if words and words[0] in VERBS:
-            auto_cli(VERBS, args=words, parser_class=VerbParser, prog="python -m impact_lightning")
+            auto_cli(VERBS, args=flagged(words), parser_class=VerbParser, prog="python -m impact_lightning")
             return
         CLI(
             LightningModule,

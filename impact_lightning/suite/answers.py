@@ -1,0 +1,330 @@
+"""Answers: is a model easier, harder or the same to understand as its reference, level by level.
+
+Every measure is a difference beyond chance with its interval. As a share of what the reference has beyond chance it is
+an effect, and effects within a margin that is fixed beforehand are the same. p-values are corrected over the measures
+of a level (Holm).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from impact_lightning.results import Record
+from impact_lightning.suite.outcome import Answer, Effect, Entry, Judgement, Model, Verdict
+
+SURE = 0.05  # p-values below this settle a question
+SEED = re.compile(r"-s\d+$")  # at the end of a dictionary's name
+Better = Literal["more", "less"]
+
+
+class Headline(NamedTuple):
+    """A measure that answers the question of a level; whether more of it or less is easier to understand."""
+
+    measure: str
+    better: Better
+
+
+NEURONS = (
+    Headline("selectivity", "more"),
+    Headline("label_entropy", "less"),
+    Headline("class_variance", "less"),
+    Headline("ablation_impact", "more"),
+    Headline("auroc_best", "more"),
+)
+SAE = (
+    Headline("fvu", "less"),
+    Headline("purity", "more"),
+    Headline("label_monosemanticity", "more"),
+    Headline("label_entropy", "less"),
+    Headline("loss_recovered", "more"),
+)
+CIRCUITS = (Headline("nodes", "less"), Headline("edges_over_density", "less"))
+ATTRIBUTION = (
+    Headline("patch_area_between", "more"),
+    Headline("rise_insertion_auc", "more"),
+    Headline("rise_deletion_auc", "less"),
+    Headline("groups_saco", "more"),
+    Headline("energy_in_mask", "more"),
+)
+METHOD = "transformer_attribution"  # the paper's
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A difference between a model and its reference, before it is judged."""
+
+    value: float
+    reference: float
+    excess: float  # of the reference beyond chance; nan where it is no more than chance
+    difference: float
+    low: float
+    high: float
+    how: str
+
+
+def verdicts(
+    models: Sequence[Model], levels: Sequence[str], entries: Sequence[Entry], owners: Mapping[str, str], margin: float
+) -> Iterator[Verdict]:
+    """Yield the answer of each level for each model but the references.
+
+    Args:
+        models: The models.
+        levels: The levels that were asked.
+        entries: All records.
+        owners: The model of each unit that has one.
+        margin: Effects below this share of what the reference has beyond chance are the same.
+    """
+    for level in levels:
+        own = [entry for entry in entries if entry.level == level]
+        table = {(_name(entry, owners), entry.record.measure): entry.record for entry in own}
+        for model in models:
+            if model.name != model.reference:
+                effects = holm([*_effects(level, table, model.name, model.reference, margin)])
+                yield verdict(level, model, effects)
+
+
+def _name(entry: Entry, owners: Mapping[str, str]) -> str:
+    """Return what a record is of; a dictionary's does not say of which model."""
+    return f"{owners[entry.unit]}/{entry.record.of}" if entry.level == "sae" else entry.record.of
+
+
+Table = Mapping[tuple[str, str], Record]  # by what it is of, and measure
+
+
+def _effects(level: str, table: Table, model: str, reference: str, margin: float) -> Iterator[Effect]:
+    """Yield the effects of a level; those whose records are missing are left out."""
+    if level == "neurons":
+        for headline in NEURONS:
+            found = paired(
+                table, f"{model} - {reference}/neurons", f"{model}/neurons", f"{reference}/neurons", headline
+            )
+            yield from _judged(headline, "neurons", found, margin)
+    elif level == "attribution":
+        for headline in ATTRIBUTION:
+            names = f"{model} - {reference}/{METHOD}", f"{model}/{METHOD}", f"{reference}/{METHOD}"
+            yield from _judged(headline, METHOD, paired(table, *names, headline, "_above_random"), margin)
+    elif level == "circuits":
+        for headline in CIRCUITS:
+            yield from _ratio(table, model, reference, headline, margin)
+    else:
+        kinds = {SEED.sub("", of.removeprefix(f"{reference}/")) for of, _ in table if of.startswith(f"{reference}/")}
+        for kind in sorted(kinds):
+            for headline in SAE:
+                found = unpaired(table, f"{model}/{kind}", f"{reference}/{kind}", headline.measure)
+                yield from _judged(headline, kind, found, margin)
+
+
+# ------------------------------------------------------------------------------------------------------- comparisons
+
+
+def paired(table: Table, both: str, mine: str, theirs: str, headline: Headline, beyond: str = "") -> Compared | None:
+    """Return a difference that was measured in pairs, of classes or images: chance is subtracted in it already."""
+    found = table.get((both, headline.measure + beyond))
+    own, other = table.get((mine, headline.measure)), table.get((theirs, headline.measure))
+    if found is None or own is None or other is None or found.interval is None:
+        return None
+    low, high = found.interval.low, found.interval.high
+    how = f"in pairs, beyond chance ({_chance(other)}); {found.interval.how}"
+    return Compared(own.value, other.value, excess(other), found.value, low, high, how)
+
+
+def unpaired(table: Table, mine: str, theirs: str, measure: str) -> Compared | None:
+    """Return a difference of numbers with intervals of their own, averaged over seeds of dictionaries."""
+    own, others = ([*_of_seeds(table, name, measure)] for name in (mine, theirs))
+    if not own or not others:
+        return None
+    (value, a), (reference, b) = _mean(own), _mean(others)
+    difference = float(np.mean([_beyond(one) for one in own]) - np.mean([_beyond(one) for one in others]))
+    half = stats.norm.ppf(0.975) * math.hypot(a, b)
+    how = f"beyond chance ({_chance(others[0])}); intervals of both added, {len(own)} seed{'s' * (len(own) > 1)}"
+    beyond = float(np.mean([excess(one) for one in others]))
+    return Compared(value, reference, beyond, difference, difference - half, difference + half, how)
+
+
+def _of_seeds(table: Table, kind: str, measure: str) -> Iterator[Record]:
+    for (of, name), record in table.items():
+        if name == measure and SEED.sub("", of) == kind and record.interval is not None:
+            yield record
+
+
+def _mean(records: Sequence[Record]) -> tuple[float, float]:
+    """Return a mean over seeds and its standard error, within and between them."""
+    values = np.array([record.value for record in records])
+    within = np.array([_error(record.interval.low, record.interval.high) for record in records if record.interval])
+    between = values.var(ddof=1) if len(values) > 1 else 0.0
+    return float(values.mean()), float(np.sqrt(((within**2).mean() + between) / len(values)))
+
+
+def _ratio(table: Table, model: str, reference: str, headline: Headline, margin: float) -> Iterator[Effect]:
+    """Yield the effect of a ratio of sizes at one loss; its logarithm is what is judged."""
+    found = table.get((f"{model} / {reference}", f"{headline.measure}_ratio"))
+    own, other = (table.get((name, f"{headline.measure}_geometric_mean")) for name in (model, reference))
+    if found is None or own is None or other is None or found.interval is None or found.value <= 0:
+        return
+    low, high, log = found.interval.low, found.interval.high, math.log(found.value)
+    p = _p(log, math.log(low), math.log(high)) if low > 0 and math.isfinite(high) else math.nan
+    yield Effect(
+        measure=headline.measure,
+        of="",
+        better=headline.better,
+        value=own.value,
+        reference=other.value,
+        difference=found.value,
+        low=low,
+        high=high,
+        null=1.0,
+        how=f"ratio at the same loss, 1 where circuits are as large; {found.interval.how}",
+        effect=log,
+        margin=math.log1p(margin),
+        p=p,
+        judgement="unsettled",
+    )
+
+
+def _judged(headline: Headline, of: str, found: Compared | None, margin: float) -> Iterator[Effect]:
+    """Yield a difference as an effect that is still to be judged."""
+    if found is None or not math.isfinite(found.difference):
+        return
+    yield Effect(
+        measure=headline.measure,
+        of=of,
+        better=headline.better,
+        value=found.value,
+        reference=found.reference,
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
+        null=0.0,
+        how=found.how,
+        effect=found.difference / found.excess,
+        margin=margin,
+        p=_p(found.difference, found.low, found.high),
+        judgement="unsettled",
+    )
+
+
+def excess(record: Record) -> float:
+    """Return the size of what a record has beyond chance; nan where its interval holds chance."""
+    beyond = _beyond(record)
+    half = 0.0 if record.interval is None else (record.interval.high - record.interval.low) / 2
+    return abs(beyond) if abs(beyond) > half else math.nan
+
+
+def _beyond(record: Record) -> float:
+    null = record.null.value if record.null is not None and math.isfinite(record.null.value) else 0.0
+    return record.value - null
+
+
+def _chance(record: Record) -> str:
+    return record.null.how if record.null is not None else "no null: of all of it"
+
+
+def _error(low: float, high: float) -> float:
+    """Return the standard error behind a 95 % interval, as if it were normal."""
+    return (high - low) / (2 * float(stats.norm.ppf(0.975)))
+
+
+def _p(value: float, low: float, high: float) -> float:
+    """Return the two-sided p-value of no difference."""
+    error = _error(low, high)
+    if not error > 0:
+        return 1.0 if value == 0 else 0.0
+    return float(2 * stats.norm.sf(abs(value) / error))
+
+
+# --------------------------------------------------------------------------------------------------------- judgements
+
+
+def holm(effects: Sequence[Effect]) -> list[Effect]:
+    """Return effects with p-values that are corrected over all of them, and judged."""
+    known = [place for place, effect in enumerate(effects) if math.isfinite(effect.p)]
+    corrected = {place: math.nan for place in range(len(effects))}
+    largest = 0.0
+    for rank, place in enumerate(sorted(known, key=lambda place: effects[place].p)):
+        largest = max(largest, min(1.0, effects[place].p * (len(known) - rank)))
+        corrected[place] = largest
+    return [judged(replace(effect, p=corrected[place])) for place, effect in enumerate(effects)]
+
+
+def judged(effect: Effect) -> Effect:
+    """Return an effect with its judgement: the same within the margin, or easier or harder where p is small."""
+    low, high = _effect_interval(effect)
+    judgement: Judgement = "unsettled"
+    if -effect.margin <= low and high <= effect.margin:  # no, where they are nan
+        judgement = "same"
+    elif effect.p < SURE:
+        is_more = effect.difference > effect.null
+        judgement = "easier" if is_more == (effect.better == "more") else "harder"
+    return replace(effect, judgement=judgement)
+
+
+def _effect_interval(effect: Effect) -> tuple[float, float]:
+    """Return the interval of an effect in its own units."""
+    if effect.null == 1.0:  # a ratio
+        ends = [math.log(end) if 0 < end < math.inf else math.nan for end in (effect.low, effect.high)]
+        return ends[0], ends[1]
+    scale = effect.effect / effect.difference if effect.difference else math.nan
+    return effect.low * scale, effect.high * scale
+
+
+def verdict(level: str, model: Model, effects: list[Effect]) -> Verdict:
+    """Return the answer that the effects of a level give together."""
+    found = {effect.judgement for effect in effects}
+    answer: Answer = "unsettled"
+    if not effects:
+        answer = "missing"
+    elif {"easier", "harder"} <= found:
+        answer = "mixed"
+    elif "easier" in found:
+        answer = "easier"
+    elif "harder" in found:
+        answer = "harder"
+    elif found == {"same"}:
+        answer = "same"
+    return Verdict(level, model.name, model.reference, answer, _words(level, model, answer, effects), effects)
+
+
+WHERE = {
+    "neurons": "in its neurons",
+    "sae": "in the features of its dictionaries",
+    "circuits": "in its circuits",
+    "attribution": "in its maps",
+}
+SAID = {
+    "easier": "{model} is easier to understand than {reference} {where}",
+    "harder": "{model} is harder to understand than {reference} {where}",
+    "same": "{model} is as easy to understand as {reference} {where}",
+    "mixed": "{model} is easier to understand than {reference} by some measures {where}, and harder by others",
+    "unsettled": "whether {model} is easier to understand than {reference} {where} is not settled",
+    "missing": "{model} was not compared with {reference} {where}",
+}
+
+
+def _words(level: str, model: Model, answer: Answer, effects: Sequence[Effect]) -> str:
+    """Return an answer as a sentence."""
+    said = SAID[answer].format(model=model.name, reference=model.reference, where=WHERE[level])
+    telling = [effect for effect in effects if effect.judgement in ("easier", "harder")]
+    told = "; ".join(_told(effect) for effect in telling)
+    if answer == "unsettled":
+        told = f"none of {len(effects)} differences is sure"
+    if answer == "same":
+        told = f"all of {len(effects)} differences are within the margin"
+    return f"{said}: {told}." if told else f"{said}."
+
+
+def _told(effect: Effect) -> str:
+    """Return an effect in words."""
+    name = effect.measure.replace("_", " ")
+    if effect.null == 1.0:
+        return f"{effect.difference:.2f} times the {name} ({effect.low:.2f} to {effect.high:.2f})"
+    by = (
+        ""
+        if not math.isfinite(effect.effect)
+        else f", {abs(effect.effect):.0%} of what the reference has beyond chance"
+    )
+    return f"{'more' if effect.difference > 0 else 'less'} {name} ({effect.difference:+.3g}{by})"
