@@ -1,0 +1,210 @@
+"""Answers by hand: differences, corrections, margins, and what they say together."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from scipy import stats
+
+from impact_lightning.results import Interval, Null, Record
+from impact_lightning.suite.answers import excess, holm, judged, verdict, verdicts
+from impact_lightning.suite.outcome import Effect, Entry, Model, Verdict
+
+DENSE = Model("dense", "dense", "trained", 0, "dense", 0.0, "w", 0.9)
+SPARSE = Model("sparse", "sparse", "trained", 0, "dense", 0.9, "v", 0.9)
+
+
+def record(
+    measure: str, of: str, value: float, interval: tuple[float, float] | None = None, null: float | None = None
+) -> Record:
+    return Record(
+        measure=measure,
+        version=1,
+        value=value,
+        n=10,
+        seed=0,
+        protocol={},
+        weights="w",
+        data="d",
+        null=None if null is None else Null(null, "chance"),
+        interval=None if interval is None else Interval(*interval, "bootstrap"),
+        of=of,
+    )
+
+
+def effect(difference: float = 0.0, half: float = 1.0, **changes: object) -> Effect:
+    made = Effect(
+        measure="m",
+        of="",
+        better="more",
+        value=1.0,
+        reference=1.0,
+        difference=difference,
+        low=difference - half,
+        high=difference + half,
+        null=0.0,
+        how="",
+        effect=difference,
+        margin=0.1,
+        p=2 * float(stats.norm.sf(abs(difference) * 1.96 / half)),
+        judgement="unsettled",
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def ask(level: str, records: Sequence[Record], unit: str = "u", margin: float = 0.1) -> Verdict:
+    entries = [Entry(level, unit, one) for one in records]
+    [found] = verdicts([DENSE, SPARSE], [level], entries, {unit: "dense"}, margin)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- judgements
+
+
+@pytest.mark.parametrize(
+    ("difference", "half", "better", "judgement"),
+    [
+        (1.0, 0.5, "more", "easier"),
+        (1.0, 0.5, "less", "harder"),
+        (-1.0, 0.5, "less", "easier"),
+        (-1.0, 0.5, "more", "harder"),
+        (1.0, 1.5, "more", "unsettled"),
+        (0.05, 0.04, "more", "same"),  # surely there, and surely small
+        (0.05, 0.06, "more", "unsettled"),  # reaches over the margin
+    ],
+)
+def test_a_difference_is_judged_by_its_interval_and_the_margin(
+    difference: float, half: float, better: str, judgement: str
+) -> None:
+    assert judged(effect(difference, half, better=better)).judgement == judgement
+
+
+def test_the_margin_is_a_share_of_what_the_reference_has() -> None:
+    small = effect(0.5, 0.2, effect=0.05)  # the reference has 10
+    assert judged(small).judgement == "same"
+    assert judged(replace(small, effect=0.5)).judgement == "easier"
+    assert judged(replace(small, effect=math.nan)).judgement == "easier"  # p alone
+
+
+def test_p_values_are_corrected_as_holm_does() -> None:
+    raw = [0.01, 0.04, 0.03, 0.005]
+    found = [one.p for one in holm([effect(p=p) for p in raw])]
+    assert found == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert [one.p for one in holm([effect(p=p) for p in [*raw, math.nan]])][:4] == pytest.approx(found)
+    assert [one.p for one in holm([effect(p=p) for p in raw[::-1]])] == pytest.approx(found[::-1])
+
+
+@pytest.mark.parametrize(
+    ("judgements", "answer"),
+    [
+        ([], "missing"),
+        (["same", "same"], "same"),
+        (["same", "unsettled"], "unsettled"),
+        (["easier", "same", "unsettled"], "easier"),
+        (["harder", "unsettled"], "harder"),
+        (["easier", "harder"], "mixed"),
+    ],
+)
+def test_effects_give_one_answer(judgements: list[str], answer: str) -> None:
+    found = verdict("neurons", SPARSE, [effect(1.0, judgement=one) for one in judgements])
+    assert found.answer == answer
+    assert "sparse" in found.words
+    assert "dense" in found.words
+
+
+# ----------------------------------------------------------------------------------------------------------- levels
+
+
+def test_neurons_are_compared_in_pairs_beyond_chance() -> None:
+    records = [
+        record("selectivity", "dense/neurons", 0.8, (0.78, 0.82), 0.5),
+        record("selectivity", "sparse/neurons", 0.9, (0.88, 0.92), 0.52),
+        record("selectivity", "sparse - dense/neurons", 0.08, (0.06, 0.10), 0.0),
+        record("selectivity", "sparse - dense/heads", -0.08, (-0.1, -0.06), 0.0),
+    ]
+    found = ask("neurons", records)
+    [only] = found.effects
+    assert (only.value, only.reference, only.difference) == (0.9, 0.8, 0.08)
+    assert only.effect == pytest.approx(0.08 / 0.3)
+    assert only.p == pytest.approx(2 * stats.norm.sf(0.08 / (0.04 / (2 * 1.959964))))
+    assert found.answer == "easier"
+
+
+def test_less_entropy_is_easier() -> None:
+    records = [
+        record("label_entropy", "dense/neurons", 2.0, (1.9, 2.1), 2.3),
+        record("label_entropy", "sparse/neurons", 2.2, (2.1, 2.3), 2.3),
+        record("label_entropy", "sparse - dense/neurons", 0.2, (0.1, 0.3), 0.0),
+    ]
+    assert ask("neurons", records).answer == "harder"
+
+
+def test_maps_are_compared_above_random_ones() -> None:
+    name = "transformer_attribution"
+    records = [
+        record("rise_deletion_auc", f"dense/{name}", 0.3, (0.29, 0.31), 0.5),
+        record("rise_deletion_auc", f"sparse/{name}", 0.2, (0.19, 0.21), 0.5),
+        record("rise_deletion_auc", f"sparse - dense/{name}", 0.1, (0.0, 0.2), 0.3),
+        record("rise_deletion_auc_above_random", f"sparse - dense/{name}", -0.1, (-0.12, -0.08), 0.0),
+    ]
+    found = ask("attribution", records)
+    assert [one.difference for one in found.effects] == [-0.1]
+    assert found.answer == "easier"
+
+
+def test_circuits_are_compared_by_ratios() -> None:
+    records = []
+    for measure, ratio, low, high in (("nodes", 0.5, 0.4, 0.625), ("edges_over_density", 1.0, 0.97, 1.03)):
+        records += [
+            record(f"{measure}_geometric_mean", "dense", 100.0),
+            record(f"{measure}_geometric_mean", "sparse", 100.0 * ratio),
+            record(f"{measure}_ratio", "sparse / dense", ratio, (low, high), 1.0),
+        ]
+    found = ask("circuits", records)
+    assert [one.judgement for one in found.effects] == ["easier", "same"]
+    assert found.effects[0].effect == pytest.approx(math.log(0.5))
+    assert found.effects[0].null == 1.0
+    assert "0.50 times the nodes" in found.words
+
+
+def test_dictionaries_are_compared_by_intervals_of_both() -> None:
+    own = [record("fvu", "blocks.1/0-BatchTopK-x8-s0", 0.3, (0.26, 0.34), 1.0)]
+    other = [record("fvu", "blocks.1/0-BatchTopK-x8-s0", 0.2, (0.17, 0.23), 1.0)]
+    entries = [Entry("sae", "a", one) for one in other] + [Entry("sae", "b", one) for one in own]
+    [found] = verdicts([DENSE, SPARSE], ["sae"], entries, {"a": "dense", "b": "sparse"}, 0.01)
+    [only] = found.effects
+    assert only.difference == pytest.approx(0.1)
+    assert (only.low, only.high) == pytest.approx((0.05, 0.15))  # 0.04 and 0.03 at right angles
+    assert only.effect == pytest.approx(0.1 / 0.8)
+    assert found.answer == "harder"
+
+
+def test_dictionaries_of_several_seeds_vary_between_them() -> None:
+    def of(model: str, values: Sequence[float]) -> list[Entry]:
+        return [
+            Entry(
+                "sae", f"{model}.{seed}", record("fvu", f"site/0-x8-s{seed}", value, (value - 1e-6, value + 1e-6), 1.0)
+            )
+            for seed, value in enumerate(values)
+        ]
+
+    entries = [*of("dense", [0.1, 0.3, 0.5]), *of("sparse", [0.2, 0.4, 0.6])]
+    owners = {entry.unit: entry.unit.split(".")[0] for entry in entries}
+    [found] = verdicts([DENSE, SPARSE], ["sae"], entries, owners, 0.1)
+    [only] = found.effects
+    assert only.difference == pytest.approx(0.1)
+    error = math.sqrt(2 * 0.04 / 3)  # variance 0.04 between three seeds of each
+    assert only.high - only.difference == pytest.approx(stats.norm.ppf(0.975) * error, rel=1e-4)
+    assert found.answer == "unsettled"
+
+
+def test_a_reference_at_chance_gives_no_share() -> None:
+    assert math.isnan(excess(record("m", "x", 0.5, (0.4, 0.6), 0.45)))
+    assert excess(record("m", "x", 0.7, (0.6, 0.8), 0.5)) == pytest.approx(0.2)
+    assert excess(record("m", "x", 0.7)) == pytest.approx(0.7)
+
+
+def test_nothing_measured_is_said() -> None:
+    assert ask("neurons", []).answer == "missing"
+    assert "was not compared" in ask("neurons", []).words
