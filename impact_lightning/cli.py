@@ -52,6 +52,7 @@ from impact_lightning.sparsity.weight_sparse import WeightSparse as WeightSparse
 from impact_lightning.suite.sources import Given as Given
 from impact_lightning.suite.sources import Pruned as Pruned
 from impact_lightning.suite.sources import Trained as Trained
+from impact_lightning.suite.sources import Tuned as Tuned
 from impact_lightning.training.checkpoint import AtomicCheckpointIO, Checkpoint
 from impact_lightning.training.circuit_files import CircuitFiles
 from impact_lightning.training.feature_pictures import FeaturePictures

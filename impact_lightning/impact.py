@@ -78,7 +78,7 @@ def impact(
     """
     _refuse_ranks()
     share = Share.parse(shard)
-    data, trainer = plain(data), plain(trainer)
+    data, trainer = _of_class(plain(data)), plain(trainer)
     images = open_images(data, "data")
     shared = Shared(data, {**_backbone(backbone), "num_classes": images.n_classes}, _quiet(trainer, title or out.name))
     plan = make_plan(models, levels, shared, seeds, reference)
@@ -138,6 +138,12 @@ def _backbone(backbone: Backbone) -> Config:
     return {key: value for key, value in plain(backbone).items() if value != default[key]}
 
 
+def _of_class(data: Config) -> Config:
+    """Return a class and its options; the command line puts `--data.root` beside them."""
+    beside = {key: value for key, value in data.items() if key not in ("class_path", "init_args")}
+    return {"class_path": data.get("class_path"), "init_args": {**data.get("init_args", {}), **beside}}
+
+
 def _quiet(trainer: Config, group: str) -> Config:
     """Return options of trainers whose output goes to a file; runs of W&B are one group."""
     os.environ.setdefault("WANDB_RUN_GROUP", group)
@@ -187,19 +193,11 @@ def _alone(out: Path, share: Share) -> Iterator[None]:
 def _show(plan: Plan, out: Path, costs: Mapping[str, Cost], jobs: int) -> None:
     """Print the plan."""
     done = times(plan, out)
-    table = Table(box=None, header_style="bold")
-    for name in ("", "unit", "command", "after"):
-        table.add_column(name, no_wrap=name in ("", "unit"))
-    for name in ("about", "disk"):
-        table.add_column(name, justify="right", no_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    width = max(map(len, plan.works))
     for name, work in plan.works.items():
-        cost = costs[name]
-        about = "done" if name in done else clock(cost.seconds)
-        table.add_row(
-            "✓" if name in done else "", escape(name), work.verb, ", ".join(work.after), about, _size(cost.bytes)
-        )
-    console = Console(highlight=False)
-    console.print(table)
+        mark, about = ("✓", "done") if name in done else (" ", clock(costs[name].seconds))
+        console.print(f"{mark} {name:<{width}}  {work.verb:<7}  {about:>18}  {_size(costs[name].bytes):>7}")
     left = sum(cost.seconds for name, cost in costs.items() if name not in done) / jobs
     room = sum(cost.bytes for name, cost in costs.items() if name not in done)
     free = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists())).free
@@ -207,7 +205,9 @@ def _show(plan: Plan, out: Path, costs: Mapping[str, Cost], jobs: int) -> None:
         f"\n{len(plan.works)} units, {len(done)} of them done. With {jobs} at a time the rest takes about ", end=""
     )
     console.print(f"{clock(left)}, and {_size(room)} of {_size(free)} that are free.")
-    console.print("A rough estimate: one forward was measured, and others were counted.")
+    if room > free:
+        console.print("[bold red]The disk is too small for that.[/]")
+    console.print("A rough estimate: one forward was measured here, and others were counted.")
 
 
 def _size(n: float) -> str:

@@ -14,7 +14,7 @@ from impact_lightning.data.module import ImageDataModule
 from impact_lightning.sparsity.prune import prune
 from impact_lightning.suite.plan import Plan, image_configs
 from impact_lightning.suite.sources import Config
-from impact_lightning.suite.work import Verb
+from impact_lightning.suite.work import Verb, placed
 from impact_lightning.types import UserError
 
 
@@ -46,7 +46,7 @@ def check_configurations(plan: Plan) -> None:
     """Parse the configuration of every unit as its command will: mistakes are found before hours of work."""
     seen = set()
     for work in plan.works.values():
-        key = json.dumps([work.verb, work.config], sort_keys=True, default=str)
+        key = json.dumps([work.verb, placed(work.config, lambda _: "unit")], sort_keys=True)  # other files, same types
         if key not in seen:
             seen.add(key)
             with _named(work.name):

@@ -168,7 +168,18 @@ def _sae(work: Work, options: Config, scale: Scale) -> Cost:
     if work.verb == "test":
         return _priced((2 + beside) * 3 * scale.images["test"], scale, 300 * latents)
     read = scale.images["train"] * (1 if "max_steps" in work.config["trainer"] else _steps(work, 1))
-    return _priced((1 + beside) * read, scale, 6 * BYTES * latents * scale.width)
+    forward = 0 if _is_stored(work) else 1
+    return _priced((forward + beside * _share(work, scale)) * read, scale, 6 * BYTES * latents * scale.width)
+
+
+def _share(work: Work, scale: Scale) -> float:
+    """Return the share of tokens that a dictionary reads."""
+    tokens = work.config["data"].get("init_args", {}).get("tokens", {}).get("kind")
+    return 1 / scale.tokens if _is_stored(work) or tokens == "cls" else 1.0
+
+
+def _is_stored(work: Work) -> bool:
+    return "CachedActivations" in work.config["data"]["class_path"]
 
 
 def _circuits(work: Work, options: Config, scale: Scale) -> Cost:

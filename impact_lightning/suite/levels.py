@@ -79,6 +79,8 @@ def works(levels: Levels, shared: Shared, models: Models, seed: int) -> Iterator
                 yield from make(f"{name}{mark}{title}", name, level, shared, some, seed)
     if levels.sae is not None:
         for model, backbone in models.items():
+            if levels.sae.extract is not None:
+                yield from extraction(levels.sae, levels.sae.extract, shared, model, backbone)
             for own in levels.sae.seeds:
                 where = f"sae/{model}" + (f".s{own}" if len(levels.sae.seeds) > 1 else "")
                 yield from dictionaries(where, levels.sae, shared, model, backbone, seed, own)
@@ -118,6 +120,22 @@ def circuits(name: str, kind: str, level: Level, shared: Shared, models: Models,
     yield Work(f"{name}/test", "test", config, tuple(models), kind, f"${{{fit.name}}}/checkpoints/last.ckpt")
 
 
+STORED = ("train", "val")  # splits
+
+
+def _extraction(model: str, split: str) -> str:
+    return f"sae/{model}/extract-{split}"
+
+
+def extraction(level: Level, options: Config, shared: Shared, model: str, backbone: Config) -> Iterator[Work]:
+    """Yield what stores the activations of a model for its dictionaries of all seeds."""
+    what: Config = {key: level.data[key] for key in ("sites", "tokens") if key in level.data}
+    images = shared.images(level.images)
+    for split in STORED:
+        config = {"backbone": backbone, "data": images, "split": split, **what, **options}
+        yield Work(_extraction(model, split), "extract", config, (model,), "sae")
+
+
 def dictionaries(
     name: str, level: Level, shared: Shared, model: str, backbone: Config, seed: int, own: int
 ) -> Iterator[Work]:
@@ -134,12 +152,7 @@ def dictionaries(
     }
     read = config
     if level.extract is not None:
-        splits = {split: f"{name}/extract-{split}" for split in ("train", "val")}
-        for split, title in splits.items():
-            options = {"backbone": backbone, "data": images, "split": split, "sites": level.data["sites"]}
-            tokens = {"tokens": level.data["tokens"]} if "tokens" in level.data else {}
-            yield Work(title, "extract", {**options, **tokens, **level.extract}, (model,), "sae")
-        stored: dict[str, Any] = {split: f"${{{title}}}/shards" for split, title in splits.items()}
+        stored: dict[str, Any] = {split: f"${{{_extraction(model, split)}}}/shards" for split in STORED}
         stored |= {key: level.data[key] for key in ("batch_size",) if key in level.data}
         cached = {"class_path": "impact_lightning.activations.cached.CachedActivations", "init_args": stored}
         read = {**config, "data": cached}

@@ -89,7 +89,7 @@ class Source(ABC):
             name: What the model is called.
             shared: What all units have in common.
             seed: Seed of its training.
-            origin: The backbone of the model that it is made from.
+            origin: The backbone of the model that it is made from, if it is made from one.
         """
 
 
@@ -144,16 +144,39 @@ class Pruned(Source):
 
     def works(self, name: str, shared: Shared, seed: int, origin: Config | None) -> tuple[list[Work], Config]:
         """Return its pruning, and its second training."""
-        if origin is None:
-            raise UserError(f"models.{name}.of: there is no model {self.of!r}")
+        dense = origin or {}
         asked = {"method": self.method, "sparsity": self.sparsity, "seed": seed}
-        config = {"backbone": origin, "data": shared.data, **asked, **self.options}
+        config = {"backbone": dense, "data": shared.data, **asked, **self.options}
         pruning = Work(f"{name}/prune", "prune", config, (name,))
-        backbone = {**origin, "weights": f"${{{pruning.name}}}/pruned.safetensors"}
+        backbone = {**_unread(dense), "weights": f"${{{pruning.name}}}/pruned.safetensors"}
         if self.finetune is None:
             return [pruning], backbone
         fit = shared.fit(f"{name}/finetune", name, backbone, self.finetune, seed)
-        return [pruning, fit], {**origin, "weights": f"${{{fit.name}}}/checkpoints/{self.finetune.keep}.ckpt"}
+        return [pruning, fit], {**_unread(dense), "weights": f"${{{fit.name}}}/checkpoints/{self.finetune.keep}.ckpt"}
+
+
+@dataclass(frozen=True)
+class Tuned(Source):
+    """Trained further as it is: what fine-tuning alone does to a model, beside those that were pruned before it.
+
+    Args:
+        of: Name of the model.
+        training: How.
+    """
+
+    of: str
+    training: Training
+    kind = "fine-tuned"
+
+    @property
+    def origin(self) -> str:
+        """Name of the model that it is made from."""
+        return self.of
+
+    def works(self, name: str, shared: Shared, seed: int, origin: Config | None) -> tuple[list[Work], Config]:
+        """Return its training."""
+        fit = shared.fit(f"{name}/finetune", name, origin or {}, self.training, seed)
+        return [fit], {**_unread(origin), "weights": f"${{{fit.name}}}/checkpoints/{self.training.keep}.ckpt"}
 
 
 @dataclass(frozen=True)
@@ -173,3 +196,8 @@ class Given(Source):
         """Return no units: there is nothing to do."""
         where = {"pretrained": True} if self.weights is None else {"weights": str(self.weights)}
         return [], {**merged(shared.backbone, self.backbone), **where}
+
+
+def _unread(backbone: Config | None) -> Config:
+    """Return a backbone whose weights come from somewhere else from now on."""
+    return {key: value for key, value in (backbone or {}).items() if key != "pretrained"}

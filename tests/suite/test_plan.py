@@ -65,8 +65,8 @@ def test_apart_measures_each_model_beside_the_reference() -> None:
 def test_stored_activations_are_extracted_first() -> None:
     level = replace(SAE, extract={"dtype": "float32"}, seeds=[0, 1])
     works = plan(levels=Levels(neurons=None, sae=level, circuits=None, attribution=None)).works
-    assert works["sae/dense.s1/fit"].after == ("sae/dense.s1/extract-train", "sae/dense.s1/extract-val")
-    assert works["sae/dense.s1/extract-val"].config["split"] == "val"
+    assert works["sae/dense.s1/fit"].after == ("sae/dense/extract-train", "sae/dense/extract-val")
+    assert works["sae/dense/extract-val"].config["split"] == "val"
     assert "CachedActivations" in works["sae/dense.s1/fit"].config["data"]["class_path"]
     assert "LiveActivations" in works["sae/dense.s1/test"].config["data"]["class_path"]  # splicing needs the images
     assert works["sae/dense.s1/fit"].config["model"]["init_args"]["seeds"] == [1]
