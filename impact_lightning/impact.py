@@ -31,6 +31,7 @@ from impact_lightning.suite.progress import Progress, clock
 from impact_lightning.suite.runner import Runner, Share, cores, times
 from impact_lightning.suite.sources import Config, Shared, Source
 from impact_lightning.suite.work import plain
+from impact_lightning.training.outcome_tracking import track_outcome
 from impact_lightning.types import UserError
 
 LOCK_PATIENCE = 5.0  # seconds that the units of a killed run have to end
@@ -48,6 +49,7 @@ def impact(
     trainer: Config = {},  # noqa: B006
     margin: float = 0.1,
     title: str = "",
+    wandb: str | None = None,
     jobs: int | Literal["auto"] = 1,
     launcher: str = "",
     shard: str | None = None,
@@ -71,6 +73,8 @@ def impact(
         trainer: Options of the trainers of all units: `accelerator`, `devices`, `precision`, `logger`, ...
         margin: Share of what the reference has beyond chance; differences below it are called the same.
         title: What the report is called; the name of the folder by default.
+        wandb: W&B project: units become runs of one group named by the title, and one more holds the answers and the
+            report. The environment decides the rest, such as WANDB_ENTITY and WANDB_MODE.
         jobs: Units at a time; they share the cores, and the GPUs. `auto`: one a GPU, or one for every two cores.
         launcher: Words before each unit's command, such as `srun python` or `torchrun --nproc_per_node 8`.
         shard: Do the units of one of several jobs alone, such as `3/16`; the jobs share the folder.
@@ -98,12 +102,15 @@ def impact(
     with _alone(out, share):
         with atomic_write(out / "impact.yaml") as file:
             file.write(yaml.safe_dump(configuration, sort_keys=False).encode())
-        runner = Runner(plan, out, n_jobs, share, launcher, Progress(plan, costs, n_jobs, times(plan, out)))
+        told = Progress(plan, costs, n_jobs, times(plan, out))
+        runner = Runner(plan, out, n_jobs, share, told, launcher, wandb)
         runner.run()
         outcome = collect(
             plan, out, images, title=title or out.name, configuration=configuration, margin=margin, errors=runner.errors
         )
         _write(out, outcome, plan)
+        if wandb is not None:
+            track_outcome(outcome, out, wandb)
     show_outcome(outcome, out)
     if runner.errors:
         raise SystemExit(1)

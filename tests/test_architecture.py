@@ -21,7 +21,8 @@ FLOW = [
     {"collapse", "replacement", "bridges"},
     {"suite"},
     {"report"},
-    {"training", "mistakes", "impact"},
+    {"training", "mistakes"},
+    {"impact"},
     {"cli"},
 ]
 TIER = {name: tier for tier, names in enumerate(FLOW) for name in names}

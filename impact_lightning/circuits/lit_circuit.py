@@ -273,6 +273,10 @@ class LitCircuit(LightningModule):
             permuted = None if control is None else self.learner(control)
             self.found.append(examine(self.learner(name), permuted, means, self._goal.target))
 
+    def constants(self, name: str) -> Tensor:
+        """Return what replaced nodes in the test, `(1 or T, n)`, or for each circuit of the learner `(P, 1, n)`."""
+        return self.learner(name).constants(self._means[name])
+
     def _track(self, validated: Iterable[Validated], total: int, name: str) -> Iterable[Validated]:
         bar: Any = self.trainer.progress_bar_callback
         return bar.track(validated, total, f"circuits of {name}") if hasattr(bar, "track") else validated

@@ -286,7 +286,8 @@ def verdict(level: str, model: Model, effects: list[Effect]) -> Verdict:
         answer = "harder"
     elif found == {"same"}:
         answer = "same"
-    return Verdict(level, model.name, model.reference, answer, _words(level, model, answer, effects), effects)
+    telling = sorted(effects, key=lambda effect: effect.judgement not in ("easier", "harder"))  # what decides, first
+    return Verdict(level, model.name, model.reference, answer, _words(level, model, answer, effects), telling)
 
 
 WHERE = {

@@ -12,7 +12,7 @@ from impact_lightning.data.scenes import SceneData
 from impact_lightning.files import write_csv
 from impact_lightning.results import Record, read_results
 from impact_lightning.suite.answers import verdicts
-from impact_lightning.suite.outcome import Entry, Model, Outcome, State, Unit
+from impact_lightning.suite.outcome import LEVELS, Entry, Model, Outcome, State, Unit
 from impact_lightning.suite.plan import Member, Plan
 from impact_lightning.suite.planted import planted
 from impact_lightning.suite.runner import states_on_disk
@@ -42,7 +42,7 @@ def collect(
     """
     units, entries = _read(list(_units(plan, out, errors)), out)
     models = [_model(member, entries) for member in plan.members]
-    levels = list(dict.fromkeys(unit.level for unit in units if unit.level))
+    levels = [level for level in LEVELS if any(unit.level == level for unit in units)]
     owners = {unit.name: unit.models[0] for unit in units if len(unit.models) == 1}
     return Outcome(
         version=__version__,

@@ -25,6 +25,7 @@ from impact_lightning.types import UserError
 
 DONE, FAILED, LOG, CONFIG = "done.json", "failed.json", "log.txt", "unit.yaml"
 POLL = 0.05  # seconds between two looks at what runs
+LOGGER = "lightning.pytorch.loggers.WandbLogger"
 PATIENCE = 5.0  # between two looks at what other jobs do
 DEATH = 1  # PR_SET_PDEATHSIG
 
@@ -72,16 +73,27 @@ class Runner:
         out: Folder of the run.
         jobs: Units at a time.
         share: Which of the units this job does.
-        launcher: Words before the command of each unit, such as `srun` or `torchrun --nproc_per_node 8`.
+        launcher: Words before the command of each unit, such as `srun python` or `torchrun --nproc_per_node 8`.
+        project: W&B project that units are tracked in, each as a run of its own; none by default.
         told: Is told when a unit begins and ends.
     """
 
-    def __init__(self, plan: Plan, out: Path, jobs: int, share: Share, launcher: str, told: Told) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        jobs: int,
+        share: Share,
+        told: Told,
+        launcher: str = "",
+        project: str | None = None,
+    ) -> None:
         self.plan = plan
         self.out = out
         self.jobs = jobs
         self.launcher = shlex.split(launcher)
         self.told = told
+        self.project = project
         self.own = {name for place, name in enumerate(plan.works) if share.has(place)}
         self.began = time.time()
         self.running: list[Running] = []
@@ -151,6 +163,9 @@ class Runner:
     def _words(self, name: str, work: Work, folder: Path) -> list[str]:
         """Write the configuration of a unit, and return the words of its command."""
         config = placed(work.config, lambda other: str(self._file(other, "")))
+        if self.project is not None and "trainer" in config:  # no part of the fingerprint: it changes no number
+            options = {"project": self.project, "name": name}
+            config["trainer"]["logger"] = {"class_path": LOGGER, "init_args": options}
         with atomic_write(folder / CONFIG) as file:
             file.write(yaml.safe_dump(config, sort_keys=False).encode())
         words = [work.verb, "--config", str(folder / CONFIG)]

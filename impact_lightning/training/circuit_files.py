@@ -1,4 +1,4 @@
-"""Circuits in files: masks of all, and of each a graph and a picture."""
+"""Circuits in files: masks of all, and of each a graph, a picture, and the top images of its nodes."""
 
 import json
 import re
@@ -8,13 +8,18 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save
+from torch import Tensor
 
 from impact_lightning.circuits.edges import wiring
 from impact_lightning.circuits.findings import ModelCircuits
 from impact_lightning.circuits.graph import circuit_graph, write_json, write_tables
-from impact_lightning.circuits.learner import Learner
+from impact_lightning.circuits.learner import Circuit, Learner
 from impact_lightning.circuits.lit_circuit import LitCircuit
 from impact_lightning.circuits.picture import draw_circuit
+from impact_lightning.circuits.tops import FILE as TOPS
+from impact_lightning.circuits.tops import Wanted, find_tops, report_rows, write_tops
+from impact_lightning.data.thumbnail_file import FILE as THUMBNAILS
+from impact_lightning.data.thumbnail_file import foremost, write_thumbnails
 from impact_lightning.files import atomic_write
 from impact_lightning.training.rehearsal import is_rehearsal
 
@@ -32,32 +37,65 @@ class CircuitFiles(Callback):
         unfinished = folder.with_name("circuits.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         for found in pl_module.found:
-            skipped += _write(unfinished / found.model, found, pl_module.learner(found.model))
+            drawn = _write(unfinished / found.model, found, pl_module.learner(found.model))
+            skipped += len(found.validated) - len(drawn)
+            _write_tops(unfinished / found.model, found, pl_module, drawn)
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier test, perhaps of other tasks
         unfinished.rename(folder)
-        print(f"masks, graphs and pictures of circuits: {folder}")
+        print(f"masks, graphs, pictures and top images of circuits: {folder}")
         if skipped:
             print(f"  {skipped} circuits are empty or have more than {EDGES:,} edges: no graph of them is written")
 
 
-def _write(folder: Path, found: ModelCircuits, learner: Learner) -> int:
-    """Write the circuits of a model, and return how many have no graph."""
+def _write(folder: Path, found: ModelCircuits, learner: Learner) -> dict[int, Path]:
+    """Write the circuits of a model, and return the folders of those that have a graph."""
     names = [f"{task}, seed {seed}" for task, seed in zip(found.tasks, found.seeds, strict=True)]
     masks = torch.stack([one.mask for one in found.validated])
     about = {"circuits": json.dumps(names), "nodes": str(learner.nodes), "weights": learner.weights}
     with atomic_write(folder / "masks.safetensors") as file:
         file.write(save({"masks": masks}, metadata=about))
-    wires, skipped = wiring(learner.model, learner.nodes), 0
+    wires, drawn = wiring(learner.model, learner.nodes), dict[int, Path]()
     for p, (name, mask) in enumerate(zip(names, masks, strict=True)):
         if not mask.any() or int(found.counts.edges[p]) > EDGES:
-            skipped += 1
             continue
         graph, place = circuit_graph(learner.model, wires, mask), folder / f"{p:03d}-{file_name(name)}"
         write_json(place / "circuit.json", graph)
         write_tables(place, graph)
         with atomic_write(place / "circuit.svg") as file:
             draw_circuit(file, graph, title=name)
-    return skipped
+        drawn[p] = place
+    return drawn
+
+
+def _write_tops(folder: Path, found: ModelCircuits, module: LitCircuit, drawn: dict[int, Path]) -> None:
+    """Write the top images of the nodes of some circuits, and pictures of these images.
+
+    Circuits of the same images are looked at in one pass, and written before the next: memory holds no others.
+    """
+    if not drawn:
+        return
+    data, learner, constants = module.data, module.learner(found.model), module.constants(found.model)
+    images, rows = data.images["report"], report_rows(data)
+    of_images: dict[tuple[int, ...], list[int]] = {}
+    for p in drawn:
+        of_images.setdefault(tuple(images.images[found.validated[p].task].rows.tolist()), []).append(p)
+    shown: list[Tensor] = []
+    for places, circuits in of_images.items():
+        wanted = [_wanted(found, learner, constants, p) for p in circuits]
+        tops = find_tops(learner.model, learner.nodes, images.__getitem__, torch.tensor(places), wanted)
+        for p, one in zip(circuits, tops, strict=True):
+            write_tops(drawn[p] / TOPS, one, rows)
+            shown.append(rows[one.places])
+    write_thumbnails(folder / THUMBNAILS, data.data, foremost(shown))
+
+
+def _wanted(found: ModelCircuits, learner: Learner, constants: Tensor, p: int) -> Wanted:
+    """Return the nodes of a circuit, and the constants that it was tested with."""
+    one = found.validated[p]
+    own = constants
+    if constants.ndim == 3:  # learnt: each circuit has its own
+        own = constants[learner.circuits.index(Circuit(one.task, found.seeds[p]))]
+    return Wanted(one.mask.nonzero().flatten().cpu(), own)
 
 
 def file_name(name: str) -> str:

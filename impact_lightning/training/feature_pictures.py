@@ -10,6 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from impact_lightning.activations.module import ActivationDataModule
+from impact_lightning.data.pictures import RGB
+from impact_lightning.data.thumbnail_file import FILE as THUMBNAILS
+from impact_lightning.data.thumbnail_file import foremost, write_thumbnails
 from impact_lightning.files import atomic_write, write_csv
 from impact_lightning.metrics.density import BINS_PER_DECADE, DECADES, log_histogram
 from impact_lightning.sae.density_picture import draw_densities
@@ -20,6 +23,7 @@ from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.training.tracking import wandb_runs
 
 EDGES = [place / BINS_PER_DECADE - DECADES for place in range(DECADES * BINS_PER_DECADE + 1)]  # of log10 densities
+TOPS = 8  # images of each latent that have a thumbnail
 TRACKED = (34, 16)  # latents of a W&B table, chosen as those of a sheet
 COLUMNS = (
     *("latent", "density", "images", "label", "purity", "entropy", "label_monosemanticity", "monosemanticity"),
@@ -48,7 +52,7 @@ class FeaturePictures(Callback):
         """Write, draw and track the features of every dictionary."""
         if not isinstance(pl_module, LitSAE) or not _writes(trainer):
             return
-        missing = set()
+        missing, known = set(), dict[int, RGB]()
         for name, (features, description) in pl_module.features.items():
             folder, gallery = _folder(trainer, name), _gallery(pl_module.data, features, description)
             write_features(folder, features, description)
@@ -62,6 +66,7 @@ class FeaturePictures(Callback):
                 with atomic_write(folder / "top_features.png") as file:
                     gallery.draw(file, choose(features))
                 missing |= gallery.missing
+            _write_thumbnails(folder / THUMBNAILS, features, pl_module.data, known)
             for run in wandb_runs(trainer):
                 _track(run, name, features, table, gallery, folder)
         print(f"features of every dictionary: {Path(trainer.default_root_dir) / 'features'}")
@@ -121,6 +126,21 @@ def _gallery(data: ActivationDataModule, features: Features, description: Descri
     if data.data is None or data.frozen is None:
         return None
     return Gallery(features, description, data.data, data.frozen)
+
+
+def _write_thumbnails(path: Path, features: Features, data: ActivationDataModule, known: dict[int, RGB]) -> None:
+    """Write small pictures of the top images of all latents that fire; no file where the data has no images.
+
+    Args:
+        path: The file.
+        features: What is known of the latents.
+        data: The data.
+        known: Pictures of other dictionaries, which share most of them; those that are read are added.
+    """
+    if data.data is None:
+        path.unlink(missing_ok=True)  # of an earlier test, perhaps of other features
+    else:
+        write_thumbnails(path, data.data, foremost([features.image[features.density > 0, :TOPS]]), known=known)
 
 
 def _lens_names(description: Description, data: ActivationDataModule) -> list[str]:

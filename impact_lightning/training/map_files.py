@@ -10,10 +10,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save
 
-from impact_lightning.attribution.lit_attribution import LitAttribution
+from impact_lightning.attribution.lit_attribution import FRACTIONS, LitAttribution
 from impact_lightning.attribution.pictures import draw_curves, draw_gallery
 from impact_lightning.attribution.study import Study
 from impact_lightning.data.pictures import thumbnails
+from impact_lightning.data.thumbnail_file import FILE as THUMBNAILS
+from impact_lightning.data.thumbnail_file import write_thumbnails
 from impact_lightning.files import atomic_write, write_csv
 from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.training.tracking import wandb_runs
@@ -42,12 +44,13 @@ def _write(folder: Path, study: Study, module: LitAttribution) -> list[Path]:
     write_csv(folder / "scores.csv", _score_rows(study))
     curves = study.drawn()
     tensors = {"/".join(key): values.contiguous() for key, values in curves.items()}
-    tensors |= {f"fractions/{protocol}/{curve}": x for (_, protocol, curve), x in study.fractions.items()}
+    tensors |= {f"{FRACTIONS}/{protocol}/{curve}": x for (_, protocol, curve), x in study.fractions.items()}
     with atomic_write(folder / "curves.safetensors") as file:
         file.write(save(tensors))
     maps = {f"{one.row}/{method}": x.contiguous() for one in study.examples for method, x in one.maps.items()}
     with atomic_write(folder / "maps.safetensors") as file:
         file.write(save(maps or {"none": torch.zeros(0)}))
+    write_thumbnails(folder / THUMBNAILS, module.data, [one.row for one in study.examples])
     pictures = [folder / "curves.png", folder / "gallery.png"]
     with atomic_write(pictures[0]) as file:
         draw_curves(file, study.name, curves, study.fractions)

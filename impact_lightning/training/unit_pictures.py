@@ -4,8 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from impact_lightning.data.labels import labels_of
+from impact_lightning.data.thumbnail_file import FILE as THUMBNAILS
+from impact_lightning.data.thumbnail_file import foremost, write_thumbnails
 from impact_lightning.files import atomic_write, write_csv
 from impact_lightning.neurons.browser import write_browser
 from impact_lightning.neurons.comparison import comparison_markdown, finding_rows
@@ -15,6 +19,9 @@ from impact_lightning.neurons.unit_files import write_units
 from impact_lightning.neurons.violins import draw_violins
 from impact_lightning.training.rehearsal import is_rehearsal
 from impact_lightning.training.tracking import wandb_runs
+
+CLASSES, EXAMPLES = 100, 12  # the first classes, and images of each, that have a thumbnail
+ROWS = 5000  # most pictures of examples and of units' top images together
 
 
 class UnitPictures(Callback):
@@ -32,9 +39,18 @@ class UnitPictures(Callback):
         pictures = _draw(folder, pl_module)
         with atomic_write(folder / "units.html") as file:
             write_browser(file, pl_module.measures, pl_module.data, names, pl_module.settings)
+        write_thumbnails(folder / THUMBNAILS, pl_module.data, shown_rows(pl_module))
         for run in wandb_runs(trainer):
             _track(run, pictures)
         print(f"units of every model, figures, and a browser of units: {folder}")
+
+
+def shown_rows(module: LitNeurons) -> list[int]:
+    """Return the test images that have a thumbnail: the first of each class, then the strongest of units."""
+    labels = labels_of(module.data, "test")
+    classes = range(min(CLASSES, module.data.n_classes))
+    examples = torch.cat([(labels == c).nonzero().flatten()[:EXAMPLES] for c in classes])
+    return foremost([examples[:, None], *(known.top.images for known in module.measures.values())], ROWS)
 
 
 def _write_comparison(folder: Path, module: LitNeurons) -> None:

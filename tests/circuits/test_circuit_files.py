@@ -1,20 +1,34 @@
-"""A test leaves masks, graphs and pictures, in a folder for each model."""
+"""A test leaves masks, graphs, pictures and top images, in a folder for each model."""
 
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from impact_lightning.backbones import Backbone
 from impact_lightning.circuits.edges import count_edges, wiring
+from impact_lightning.circuits.learner import Circuit
 from impact_lightning.circuits.nodes import Nodes
+from impact_lightning.circuits.task_data import TaskData
+from impact_lightning.circuits.tasks import Task
+from impact_lightning.circuits.tops import report_rows
+from impact_lightning.cli import main
+from impact_lightning.data.rooms import Rooms
+from impact_lightning.data.scenes import SceneData
+from impact_lightning.data.thumbnail_file import read_thumbnails
 from impact_lightning.training import circuit_files
 from impact_lightning.training.circuit_files import file_name
-from tests.circuits.runs import DEEP, ONE, SHAPE, Records, backbone, fit, measured
+from impact_lightning.types import Key
+from tests.circuits.runs import DEEP, ONE, SHAPE, Records, backbone, fit, measured, words_of
+from tests.circuits.test_tops import values_of
+from tests.training.test_resume import on_two_ranks
 
 TASKS = (
     *('--data.tasks=[{"readout": "pair", "classes": [0, 2]}, {"readout": "rest", "classes": [1]}]',),
@@ -155,3 +169,107 @@ def test_names_that_differ_in_a_sign_have_folders_of_their_own(weights: Path, tm
     fit(tmp_path, models, *words, steps=1)
     measured(tmp_path, models, *words, steps=1)
     assert len(list((tmp_path / "circuits").rglob("masks.safetensors"))) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------- top images
+
+
+def tops_of(place: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((place / "tops.json").read_text())
+    return content
+
+
+def scenes() -> TaskData:
+    """Return the tasks and images of the run."""
+    rooms = SceneData(Rooms(size=16), label=["shape"], n_train=120, n_val=1, n_test=60, eval_batch_size=8)
+    tasks = [Task("pair", (0, 2)), Task("rest", (1,))]
+    data = TaskData(rooms, tasks, nonsense=False, train_images=6, select_images=4, report_images=4)
+    data.setup("test")
+    return data
+
+
+@pytest.mark.parametrize("model", NAMES)
+def test_every_graph_has_the_top_images_of_its_nodes(model: str, run: Path, records: Records, weights: Path) -> None:
+    folder, data, seen = folder_of(run, model, records), scenes(), set[int]()
+    shape, name = (SHAPE, "a") if model == "wide" else (DEEP, "deep")
+    own = Backbone("vit_tiny_patch16_224", weights=weights / f"{name}.safetensors", model_args=shape, num_classes=4)
+    built = own.build().eval().requires_grad_(False)
+    (means,) = (run / "means").glob(f"{records[circuits_of(records, model)[0], 'nodes'].weights}*")
+    constants = load_file(means)["sums"].mean(0) / 24  # images: --model.mean_images
+    images, places = data.images["report"], sorted(path for path in folder.iterdir() if path.is_dir())
+    for place, of_task in zip(places, images.images, strict=True):
+        content, graph = tops_of(place), json.loads((place / "circuit.json").read_text())
+        assert (content["grid"], content["prefix"], content["model"]) == ([2, 2], 1, "whole")
+        assert list(content["nodes"]) == list(content["constants"]) == [str(node[0]) for node in graph["nodes"]]
+        x, rows = values_of(built, images[of_task.rows]), report_rows(data)[of_task.rows].tolist()
+        for node, found in content["nodes"].items():
+            constant = content["constants"][node]
+            assert constant == near(float(constants[int(node)]))
+            assert_are_tops(found, x[..., int(node)], rows, constant)
+            seen |= {one["row"] for one in found}
+    thumbnails = read_thumbnails(folder / "thumbnails.safetensors")
+    assert thumbnails.rows.tolist() == sorted(seen)
+    assert thumbnails.data == data.fingerprint("report")
+    assert torch.equal(thumbnails.images[:1], scene(data, thumbnails.rows[0]))
+
+
+def assert_are_tops(found: list[dict[str, Any]], x: Tensor, rows: list[int], constant: float) -> None:
+    """Compare what a file says of a node with its values `(N, T)` on the images of some rows."""
+    strength = (x - constant).abs().amax(1)
+    at = [rows.index(one["row"]) for one in found]
+    assert len(set(at)) == len(at) == min(8, len(rows))
+    assert strength[at].tolist() == near(strength.sort(descending=True).values[: len(at)].tolist())
+    for i, one in zip(at, found, strict=True):
+        assert one["value"] == near(float(x[i, one["token"]]))
+        assert abs(one["value"] - constant) == near(float(strength[i]))
+        assert one["map"] == pytest.approx(x[i, 1:].tolist(), abs=2e-3 * float(x.abs().max()))
+
+
+def near(value: Any) -> Any:
+    return pytest.approx(value, rel=1e-4, abs=1e-4)
+
+
+def scene(data: TaskData, row: Tensor) -> Tensor:
+    """Return a test image as one sees it, `(1, h, w, 3)`."""
+    return data.data.split("test").__getitems__([Key(0, int(row))]).batch.images.permute(0, 2, 3, 1)
+
+
+def test_two_ranks_write_the_top_images_of_one(
+    run: Path, models: dict[str, Any], records: Records, tmp_path: Path
+) -> None:
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    words = words_of("test", tmp_path, models, *TASKS, checkpoint, "--trainer.devices=2", steps=2)
+    on_two_ranks(lambda: main(words))
+    assert records
+    names = {path.relative_to(run) for path in (run / "circuits").rglob("*")}
+    assert {path.relative_to(tmp_path) for path in (tmp_path / "circuits").rglob("*")} == names
+    for name in names:
+        if name.name == "tops.json":
+            assert rows_of(tmp_path / name) == rows_of(run / name)
+        if name.name == "thumbnails.safetensors":
+            ours, theirs = read_thumbnails(tmp_path / name), read_thumbnails(run / name)
+            assert torch.equal(ours.rows, theirs.rows)
+            assert torch.equal(ours.images, theirs.images)
+
+
+def rows_of(path: Path) -> dict[str, list[int]]:
+    return {node: [one["row"] for one in found] for node, found in tops_of(path.parent)["nodes"].items()}
+
+
+def test_learnt_constants_have_top_images_too(weights: Path, tmp_path: Path) -> None:
+    words = (ONE, "--data.nonsense=false", "--model.learning.ablation=learned", "--model.seeds=[0, 1]", *TASKS[2:])
+    fit(tmp_path, weights / "a.safetensors", *words, steps=1)
+    measured(tmp_path, weights / "a.safetensors", *words, steps=1)
+    assert [len(tops_of(path.parent)["nodes"]) for path in (tmp_path / "circuits").rglob("tops.json")] == [132, 132]
+
+
+def test_a_circuit_is_compared_with_its_own_constants() -> None:
+    circuits = [Circuit(task, seed) for task in (0, 1) for seed in (5, 7)]
+    learner: Any = SimpleNamespace(circuits=circuits)
+    mask = torch.tensor([False, True, True])
+    found: Any = SimpleNamespace(validated=[SimpleNamespace(task=1, mask=mask)], seeds=[7])
+    learnt = torch.randn(4, 1, 3)
+    wanted = circuit_files._wanted(found, learner, learnt, 0)
+    assert wanted.ids.tolist() == [1, 2]
+    assert torch.equal(wanted.constants, learnt[3])
+    assert torch.equal(circuit_files._wanted(found, learner, learnt[0], 0).constants, learnt[0])

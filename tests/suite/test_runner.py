@@ -54,7 +54,7 @@ def does(monkeypatch: pytest.MonkeyPatch) -> dict[str, Does]:
 def run(plan: Plan, out: Path, jobs: int = 1, share: Share = Share()) -> tuple[Runner, list[tuple[str, State]]]:  # noqa: B008
     told: list[tuple[str, State]] = []
     (out / "units").mkdir(parents=True, exist_ok=True)
-    made = Runner(plan, out, jobs, share, "", lambda name, state, seconds: told.append((name, state)))
+    made = Runner(plan, out, jobs, share, lambda name, state, seconds: told.append((name, state)))
     made.run()
     return made, told
 
@@ -137,7 +137,7 @@ def test_an_interrupt_ends_what_runs(tmp_path: Path, does: dict[str, Does]) -> N
             raise KeyboardInterrupt
 
     (tmp_path / "units").mkdir()
-    made = Runner(chain(), tmp_path, 2, Share(), "", interrupt)
+    made = Runner(chain(), tmp_path, 2, Share(), interrupt)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         made.run()

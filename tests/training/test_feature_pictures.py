@@ -15,11 +15,16 @@ from safetensors.torch import save_file
 
 from impact_lightning import cli
 from impact_lightning.backbones import Backbone
+from impact_lightning.data.pictures import RGB
+from impact_lightning.data.rooms import Rooms
+from impact_lightning.data.scenes import SceneData
+from impact_lightning.data.thumbnail_file import read_thumbnails
 from impact_lightning.metrics.density import log_histogram
 from impact_lightning.sae import BatchTopK
 from impact_lightning.sae.features import read_features
 from impact_lightning.sae.gallery import WIDTH
 from impact_lightning.sae.lit_sae import LitSAE
+from impact_lightning.training import feature_pictures
 from impact_lightning.training.feature_pictures import COLUMNS, FeaturePictures, add_densities, rows_of
 from tests.sae.test_gallery import make_description, make_features
 
@@ -80,19 +85,42 @@ def test_a_test_leaves_tables_and_pictures(fitted: Path, weights: Path, capsys: 
     run("test", fitted, weights, "--ckpt_path=last")
     folder = fitted / "features" / NAME
     assert {path.name for path in folder.iterdir()} == {
-        *("density.csv", "density.svg", "features.csv", "features.safetensors", "top_features.png")
+        *("density.csv", "density.svg", "features.csv", "features.safetensors", "top_features.png"),
+        "thumbnails.safetensors",
     }
     features, _ = read_features(folder)
     found = lines(folder / "features.csv")
     assert list(found[0]) == list(COLUMNS)
     assert [float(line["density"]) for line in found] == pytest.approx(features.density.tolist(), rel=1e-5)
     assert [int(line["images"]) for line in found] == features.class_counts.sum(1).tolist()
+    shown = {row for row in features.image[features.density > 0, :8].flatten().tolist() if row >= 0}
+    assert set(read_thumbnails(folder / "thumbnails.safetensors").rows.tolist()) == shown
     tops = [line["top_images"].split(" | ")[0] for line in found]
     assert tops == [str(row) if row >= 0 else "" for row in features.image[:, 0].tolist()]
     with Image.open(folder / "top_features.png") as picture:
         assert picture.width == WIDTH
         assert np.asarray(picture.convert("RGB")).std() > 10  # not blank
     assert "features of every dictionary" in capsys.readouterr().out
+
+
+def test_top_images_of_latents_that_fire_have_thumbnails(tmp_path: Path) -> None:
+    rooms = SceneData(Rooms(size=16), label=["shape"], n_train=4, n_val=4, n_test=30)
+    rooms.setup("test")
+    data: Any = SimpleNamespace(data=rooms)
+    images = torch.stack([torch.arange(10), torch.arange(10, 20), torch.arange(20, 30)])
+    images[0, 3:] = -1
+    features, path = make_features([0.5, 0.0, 0.25], image=images), tmp_path / "thumbnails.safetensors"
+    feature_pictures._write_thumbnails(path, features, data, {})
+    assert read_thumbnails(path).rows.tolist() == [0, 1, 2, *range(20, 28)]  # eight of each that fires
+    whole = read_thumbnails(path)
+    known: dict[int, RGB] = {}
+    feature_pictures._write_thumbnails(path, features, data, known)
+    feature_pictures._write_thumbnails(path, features, data, known)  # those at hand are not read again
+    assert set(known) == {0, 1, 2, *range(20, 28)}
+    assert torch.equal(read_thumbnails(path).images, whole.images)
+    data.data = None
+    feature_pictures._write_thumbnails(path, features, data, known)
+    assert not path.exists()
 
 
 def test_a_rehearsal_writes_nothing(tmp_path: Path, weights: Path) -> None:
@@ -165,7 +193,8 @@ def test_cached_activations_have_tables_but_no_pictures(
     capsys.readouterr()
     folder = tmp_path / "run" / "features" / NAME
     folder.mkdir(parents=True)
-    (folder / "top_features.png").write_bytes(b"of an earlier test")
+    for name in ("top_features.png", "thumbnails.safetensors"):
+        (folder / name).write_bytes(b"of an earlier test")
     cli.main(["test", f"--config={config}", f"--dir={tmp_path / 'run'}", checkpoint])
     assert {path.name for path in folder.iterdir()} == {"density.svg", "features.csv", "features.safetensors"}
     assert "LiveActivations" in capsys.readouterr().out
