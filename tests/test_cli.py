@@ -16,7 +16,11 @@ from impact_lightning.results import read_results
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
-RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/*.yaml") if "prune_" not in path.name)
+RECIPES = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.glob("configs/*.yaml")
+    if not any(word in path.name for word in ("prune_", "impact", "quickstart"))  # tests/suite/test_recipes.py
+)
 PRUNINGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/prune_*.yaml"))  # of another verb
 
 

@@ -27,7 +27,14 @@ def test_every_model_has_its_files(two: Path) -> None:
     assert {path.name for path in (two / "attribution").iterdir()} == {"a", "b"}
     for model in ("a", "b"):
         assert {path.name for path in (two / "attribution" / model).iterdir()} == {
-            *("scores.csv", "curves.safetensors", "maps.safetensors", "thumbnails.safetensors", "curves.png", "gallery.png")
+            *(
+                "scores.csv",
+                "curves.safetensors",
+                "maps.safetensors",
+                "thumbnails.safetensors",
+                "curves.png",
+                "gallery.png",
+            )
         }
 
 
@@ -62,7 +69,7 @@ def test_curves_stand_beside_their_fractions(two: Path) -> None:
 
 
 def test_maps_of_the_gallery_are_kept(two: Path) -> None:
-    found = {model: load_file(two / "attribution" / model / "maps.safetensors", "thumbnails.safetensors") for model in ("a", "b")}
+    found = {model: load_file(two / "attribution" / model / "maps.safetensors") for model in ("a", "b")}
     rows = {key.split("/")[0] for key in found["a"]}
     assert len(rows) == 4
     assert found["a"].keys() == found["b"].keys() == {f"{row}/{method}" for row in rows for method in METHODS}
