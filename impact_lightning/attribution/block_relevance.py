@@ -1,6 +1,6 @@
 """Relevance from what a block writes down to what it reads, by the rules of Chefer et al. 2021 in closed form."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.layers.mlp import Mlp
@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from impact_lightning.attribution.rules import EPS, safe_div, split_sum
-from impact_lightning.attribution.trace import Attended, Block, from_heads, to_heads
+from impact_lightning.attribution.trace import Attended, Block, all_places, from_heads, to_heads, unscaled_places
 from impact_lightning.attribution.z_plus import ZPlus
 from impact_lightning.types import UserError
 
@@ -21,6 +21,9 @@ class ThroughAttention(NamedTuple):
     probs: Tensor  # (B, H, R, T) R_A: of the attention probabilities
 
 
+Rules = Literal["chefer", "impact_reported"]
+
+
 class BlockRelevance:
     """The rules of one block; norms, activation function and softmax pass relevance unchanged.
 
@@ -30,25 +33,38 @@ class BlockRelevance:
         block: A block of a model that `refuse_unruled` accepts.
     """
 
+    places = staticmethod(all_places)  # what has to be traced
+
     def __init__(self, block: Any) -> None:
         self.n_heads = int(block.attn.num_heads)
         self.scale = float(block.attn.scale)
+        self.fc1 = ZPlus(block.mlp.fc1)
+        self._prepare(block)
+
+    def _prepare(self, block: Any) -> None:
         self.qkv = ZPlus(block.attn.qkv)
         self.proj = ZPlus(block.attn.proj, getattr(block.ls1, "gamma", None))
-        self.fc1 = ZPlus(block.mlp.fc1)
         self.fc2 = ZPlus(block.mlp.fc2, getattr(block.ls2, "gamma", None))
 
     def to_attention(self, seen: Block, attended: Attended, relevance: Tensor, rows: slice) -> ThroughAttention:
         """Return what arrives at the attention probabilities of the relevance `(B, R, D)` of what the block wrote."""
         at = {name: x[:, rows] for name, x in seen.items() if name not in ("q", "k")}
         past, r = split_sum(at["resid_mid"], at["mlp_out"], at["resid_post"], relevance)
-        r = self.fc2(at["neuron"], at["mlp_out"], r)
+        r = self.through_mlp_out(at, r)
         r = past + self.fc1(at["mlp_in"], at["hidden"], r)
         past, r = split_sum(at["resid_pre"], at["attn_out"], at["resid_mid"], r)
-        r = self.proj(at["proj_in"], at["attn_out"], r)
+        r = self.through_attn_out(at, r)
         # O = A v:  S = R_O / O,  R_A = A * (S v^T) / 2
         shares = safe_div(to_heads(r, self.n_heads), to_heads(at["mixed"], self.n_heads))
         return ThroughAttention(past, shares, (shares @ attended.v.mT).mul_(attended.probs).mul_(0.5))
+
+    def through_mlp_out(self, at: Block, relevance: Tensor) -> Tensor:
+        """Return the relevance of the neurons from that of what the MLP adds."""
+        return self.fc2(at["neuron"], at["mlp_out"], relevance)
+
+    def through_attn_out(self, at: Block, relevance: Tensor) -> Tensor:
+        """Return the relevance of what the heads write from that of what the attention adds."""
+        return self.proj(at["proj_in"], at["attn_out"], relevance)
 
     def to_input(self, seen: Block, attended: Attended, relevance: ThroughAttention, rows: slice) -> Tensor:
         """Return the relevance of what the block read, `(B, T, D)`."""
@@ -63,6 +79,43 @@ class BlockRelevance:
         r = self.qkv(seen["attn_in"], seen["qkv"], r)
         r[:, rows] += relevance.past
         return r
+
+
+class ReportedBlockRelevance(BlockRelevance):
+    """The rules reported for DeiT-III in IMPACT (arXiv 2603.15919), where they differ.
+
+    LayerScale divides relevance by gamma, which is not conservative; queries and keys have no relevance, and values
+    have all of it, as in conservative propagation, which takes attention for a constant.
+    """
+
+    places = staticmethod(unscaled_places)
+
+    def _prepare(self, block: Any) -> None:
+        self.gammas = [getattr(scale, "gamma", None) for scale in (block.ls1, block.ls2)]
+        self.proj, self.fc2 = ZPlus(block.attn.proj), ZPlus(block.mlp.fc2)
+        self.v = ZPlus(block.attn.qkv, outputs=slice(-block.attn.qkv.out_features // 3, None))
+
+    def through_mlp_out(self, at: Block, relevance: Tensor) -> Tensor:
+        """Return the relevance of the neurons from that of what the MLP adds."""
+        return self.fc2(at["neuron"], at["fc2_out"], _unscaled(relevance, self.gammas[1]))
+
+    def through_attn_out(self, at: Block, relevance: Tensor) -> Tensor:
+        """Return the relevance of what the heads write from that of what the attention adds."""
+        return self.proj(at["proj_in"], at["proj_out"], _unscaled(relevance, self.gammas[0]))
+
+    def to_input(self, seen: Block, attended: Attended, relevance: ThroughAttention, rows: slice) -> Tensor:
+        """Return the relevance of what the block read, `(B, T, D)`."""
+        r_v = from_heads((attended.probs.mT @ relevance.shares).mul_(attended.v))
+        r = self.v(seen["attn_in"], seen["qkv"].chunk(3, dim=-1)[2], r_v)
+        r[:, rows] += relevance.past
+        return r
+
+
+def _unscaled(relevance: Tensor, gamma: Tensor | None) -> Tensor:
+    return relevance if gamma is None else relevance * safe_div(torch.ones_like(gamma), gamma)
+
+
+RULES: dict[Rules, type[BlockRelevance]] = {"chefer": BlockRelevance, "impact_reported": ReportedBlockRelevance}
 
 
 def refuse_unruled(model: VisionTransformer) -> None:

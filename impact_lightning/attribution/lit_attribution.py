@@ -24,7 +24,7 @@ from impact_lightning.attribution.tables import method_table
 from impact_lightning.attribution.transformer_attribution import TransformerAttribution
 from impact_lightning.backbones import Backbone, check_supported, fingerprint
 from impact_lightning.backbones.image_size import check_image_size
-from impact_lightning.backbones.named import check_models
+from impact_lightning.backbones.named import NAME, check_models
 from impact_lightning.data.module import ImageDataModule
 from impact_lightning.measuring import Measuring
 from impact_lightning.ranks import rank_and_world
@@ -46,6 +46,7 @@ METHODS: dict[str, Method] = {
     BASELINE: Random(),
     "centre": Centre(),
 }
+FRACTIONS = "fractions"  # stands where the name of a method stands in files
 PROTOCOLS: tuple[CurveProtocol, ...] = (Patch(), Rise(), Chefer(), Road(), Groups())
 
 
@@ -93,6 +94,7 @@ class LitAttribution(Measuring):
         self.n_classes = n_classes
         self.methods: dict[str, Method] = {**(METHODS if methods is None else methods)}
         self.methods.setdefault(BASELINE, Random())
+        _check_methods(self.methods)
         self.protocols: Sequence[CurveProtocol] = PROTOCOLS if protocols is None else protocols
         names = [protocol.name for protocol in self.protocols]
         if len(set(names)) < len(names):
@@ -179,7 +181,7 @@ class LitAttribution(Measuring):
 
     def _records(self, found: Mapping[str, tuple[str, Sequence[Finding]]], notes: tuple[str, ...]) -> Iterator[Record]:
         """Yield a record for each finding about models, or differences of models, of some weights."""
-        protocol, data = self.protocol(), self.data.fingerprint("test")
+        data = self.data.fingerprint("test")
         for model, (weights, own) in found.items():
             for one in own:
                 yield Record(
@@ -188,7 +190,7 @@ class LitAttribution(Measuring):
                     value=one.value,
                     n=one.n,
                     seed=self.seed,
-                    protocol=protocol,
+                    protocol=self.protocol(one.method, one.measure),
                     weights=weights,
                     data=data,
                     null=one.null,
@@ -197,10 +199,14 @@ class LitAttribution(Measuring):
                     notes=(*notes, *one.notes),
                 )
 
-    def protocol(self) -> dict[str, Constant]:
-        """Return the constants under which the numbers are made."""
-        curves = {f"{protocol}/{curve}": own for (_, protocol, curve), own in self.studies[0].constants.items()}
-        methods: Any = self.methods
+    def protocol(self, method: str, measure: str) -> dict[str, Constant]:
+        """Return the constants under which a number is made: those of other methods and curves have no part in it."""
+        curves = {
+            f"{protocol}/{curve}": own
+            for (name, protocol, curve), own in self.studies[0].constants.items()
+            if name == method and measure.startswith(f"{protocol}_")
+        }
+        methods: Any = {name: self.methods[name] for name in dict.fromkeys((method, BASELINE))}
         return {
             **self.data.protocol(),
             "split": "test",
@@ -215,3 +221,14 @@ class LitAttribution(Measuring):
     def tables(self) -> list[Table]:
         """Return what a terminal shows: a row for each method, of every model."""
         return [table for name, own in self.found.items() for table in method_table(name, own)]
+
+
+def _check_methods(methods: Mapping[str, Method]) -> None:
+    for name in methods:
+        if not NAME.fullmatch(name) or name == FRACTIONS:
+            raise UserError(
+                f"model.methods: {name!r} names tensors, so it may hold letters, digits and . _ + - only, "
+                f"and be no {FRACTIONS!r}"
+            )
+    if not isinstance(methods[BASELINE], Random):
+        raise UserError(f"model.methods.{BASELINE}: all methods stand beside random maps; give yours another name")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from impact_lightning.attribution.order import tied_share
 from impact_lightning.attribution.protocols import CurveProtocol
 from impact_lightning.metrics.area import area, area_between, combined, mean_drop, normalised_area, start
 from impact_lightning.metrics.artifact_mass import artifact_mass
@@ -75,6 +76,7 @@ def of_maps(maps: Tensor, norms: Tensor) -> dict[str, Tensor]:
         "map_sparseness": map_sparseness(maps),
         "map_complexity": complexity(maps),
         "artifact_mass": artifact_mass(maps, norms),
+        "tied_patches": tied_share(maps),  # share whose rank the raster decides
         "constant_map": (maps == maps[:, :1, :1]).flatten(1).all(1).double(),  # 1 where it has no order of its own
     }
 

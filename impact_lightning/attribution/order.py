@@ -63,6 +63,17 @@ def random_order(known: Order, rows: Tensor, *, seed: int = 0) -> Order:
     return known._replace(rank=ranks(places).view_as(known.rank), relevance=of_unit.gather(1, places))
 
 
+def tied_share(maps: Tensor) -> Tensor:
+    """Return the share of the patches of maps `(B, gh, gw)` tied with another one in fp32, `(B,)` float64.
+
+    Example:
+        >>> tied_share(torch.tensor([[[1.0, 3.0], [3.0, 0.0]]])).item()
+        0.5
+    """
+    same = maps.detach().float().flatten(1).sort(dim=1).values.diff(dim=1) == 0  # (B, n - 1)
+    return (F.pad(same, (1, 0)) | F.pad(same, (0, 1))).double().mean(1)
+
+
 def _check(maps: Tensor, size: tuple[int, int]) -> None:
     if maps.dim() != 3 or not maps.is_floating_point():
         raise UserError(f"maps must be floating point of shape (B, h, w), got {maps.dtype} {tuple(maps.shape)}")

@@ -41,6 +41,7 @@ SANITY = (
     Column("likeness_of_another_class", "other\nclass", 2, better=0),
     Column("map_sparseness", "sparse-\nness", 2, better=0),
     Column("artifact_mass", "arti-\nfacts", 2, better=0),
+    Column("tied_patches", "tied", 2, better=0),
     Column("constant_map", "con-\nstant", 2, better=0),
 )
 PARTS = (
@@ -72,6 +73,7 @@ def method_table(model: str, found: Sequence[Finding]) -> list[Table]:
         if not shown:
             continue
         table = Table(title=f"{escape(model)}: {title}", title_justify="left", caption=caption, caption_justify="left")
+        table.min_width = 60  # of the caption too
         table.add_column("method")
         for column in shown:
             table.add_column(column.heading, justify="right")

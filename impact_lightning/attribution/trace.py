@@ -48,6 +48,12 @@ def all_places(block: Any) -> dict[str, Place]:
     return attention_places(block) | linear_places(block)
 
 
+def unscaled_places(block: Any) -> dict[str, Place]:
+    """Return where a block shows what `all_places` names, and what its branches write before LayerScale."""
+    unscaled: dict[str, Place] = {"proj_out": (block.attn.proj, "output"), "fc2_out": (block.mlp.fc2, "output")}
+    return all_places(block) | unscaled
+
+
 @contextmanager
 def tracing(
     model: VisionTransformer,

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from impact_lightning.attribution.block_relevance import BlockRelevance, refuse_unruled
+from impact_lightning.attribution.block_relevance import RULES, Rules, refuse_unruled
 from impact_lightning.attribution.method import (
     Method,
     admit,
@@ -21,7 +21,6 @@ from impact_lightning.attribution.pooling import pooled_row, pooled_tokens
 from impact_lightning.attribution.seeds import seed_relevance
 from impact_lightning.attribution.trace import (
     ALL,
-    all_places,
     attend,
     attention_places,
     may_narrow,
@@ -47,14 +46,22 @@ class TransformerAttribution(Method):
     Args:
         relevance: What is weighted: relevance propagated down from the logit (`lrp`), or the attention probabilities
             themselves (`attention`, arXiv 2103.15679), which costs one forward and backward.
+        rules: How relevance propagates: as published (`chefer`), with LayerScale folded into weights; or as reported
+            for DeiT-III (`impact_reported`, arXiv 2603.15919), which divides by LayerScale and passes values alone.
         start_block: First block that is rolled out, counted from the end where negative. The published method has 0,
             the scripts behind its tables 1.
         row_normalise: Divide the rows of I + M by their sums, which the published method does not.
     """
 
     relevance: Relevance = "lrp"
+    rules: Rules = "chefer"
     start_block: int = 0
     row_normalise: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse rules where nothing propagates."""
+        if self.relevance == "attention" and self.rules != "chefer":
+            raise UserError(f"rules {self.rules!r} are of relevance 'lrp': 'attention' propagates none")
 
     def __call__(self, model: VisionTransformer, images: Tensor, targets: Tensor) -> Tensor:
         """Return relevance `(B, gh, gw)`, as `Method` has it."""
@@ -63,7 +70,9 @@ class TransformerAttribution(Method):
         if self.relevance == "lrp":
             refuse_unruled(model)
         with differentiating(images):
-            sweep = Sweep(model, outside_inference(images), outside_inference(targets), start, self.relevance)
+            sweep = Sweep(
+                model, outside_inference(images), outside_inference(targets), start, self.relevance, self.rules
+            )
             for i in reversed(range(start, len(model.blocks))):
                 sweep.descend(i, row_normalise=self.row_normalise)
         return refuse_non_finite(on_grid(model, images, sweep.row), "the relevance")
@@ -86,13 +95,20 @@ class Sweep:
     """
 
     def __init__(
-        self, model: VisionTransformer, images: Tensor, targets: Tensor, start: int, relevance: Relevance
+        self,
+        model: VisionTransformer,
+        images: Tensor,
+        targets: Tensor,
+        start: int,
+        relevance: Relevance,
+        rules: Rules = "chefer",
     ) -> None:
         self.model = model
         self.start = start
+        self.rules = RULES[rules]
         blocks = range(start, len(model.blocks))
         self.rows = pooled_tokens(model)  # of the block that comes next
-        places = all_places if relevance == "lrp" else attention_places
+        places = self.rules.places if relevance == "lrp" else attention_places
         with tracing(model, blocks, places, leaves=[start], narrow=may_narrow(model, self.rows)) as trace:
             logits = model(images)
             own = own_logits(logits, targets).sum()  # images are independent: one backward serves them all
@@ -109,7 +125,7 @@ class Sweep:
         """Take the row, and the relevance, from above block i to below it."""
         block: Any = self.model.blocks[i]
         seen, gradient = self.trace[i - self.start], self.gradients[i - self.start]
-        rules = None if self.relevance is None else BlockRelevance(block)
+        rules = None if self.relevance is None else self.rules(block)
         parts = []
         for images in self._groups(block, gradient):
             here, row = of_images(seen, images), self.row[images]

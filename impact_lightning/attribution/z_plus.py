@@ -21,11 +21,12 @@ class ZPlus:
     Args:
         linear: The layer `y = x W^T + b`.
         gamma: LayerScale `(out,)` that multiplies its output, of any sign.
+        outputs: Which of the outputs the layer has; by default all.
     """
 
-    def __init__(self, linear: nn.Linear, gamma: Tensor | None = None) -> None:
-        weight = linear.weight.detach()
-        bias = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias.detach()
+    def __init__(self, linear: nn.Linear, gamma: Tensor | None = None, *, outputs: slice = slice(None)) -> None:
+        weight = linear.weight.detach()[outputs]
+        bias = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias.detach()[outputs]
         if gamma is not None:
             weight, bias = weight * gamma.detach()[:, None], bias * gamma.detach()
         self.few = bool((weight != 0).sum(1).min() < FEW)

@@ -1,9 +1,9 @@
 """Thumbnails: small pictures of test images in one file, for reports that read no images."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -49,16 +49,11 @@ def write_thumbnails(
     pictures |= thumbnails(data, wanted - pictures.keys(), size)
     found = sorted(wanted & pictures.keys())
     images = np.stack([pictures[row] for row in found]) if found else np.zeros((0, *size, 3), np.uint8)
-    about = {
-        "schema": SCHEMA,
-        "data": data.fingerprint("test"),
-        "split": "test",
-        "labels": json.dumps(_labels(data, found)),
-        "names": json.dumps([data.sample_name("test", row) for row in found]),  # ASCII, whatever files are called
-    }
+    names = [data.sample_name("test", row) for row in found]
+    about = {"data": data.fingerprint("test"), "split": "test", "labels": _labels(data, found), "names": names}
     tensors = {"rows": torch.tensor(found, dtype=torch.int64), "images": torch.from_numpy(images)}
     with atomic_write(path) as file:
-        file.write(save(tensors, about))
+        file.write(save(tensors, {"about": json.dumps({"schema": SCHEMA, **about})}))  # several keys come in any order
 
 
 def thumbnail_size(shape: tuple[int, int, int], most: int = MOST) -> tuple[int, int]:
@@ -102,18 +97,19 @@ def read_thumbnails(path: Path) -> Thumbnails:
     """Return what `write_thumbnails` wrote; a missing or damaged file is refused by name."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            about: Mapping[str, str] = file.metadata() or {}
+            written = (file.metadata() or {}).get("about", "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: `test` writes it; run it again") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `test` again") from error
-    if about.get("schema") != SCHEMA:
-        raise UserError(f"{path} was not written by this version; run `test` again")
     try:
-        labels, names = [int(n) for n in json.loads(about["labels"])], [str(n) for n in json.loads(about["names"])]
+        about: dict[str, Any] = json.loads(written)
+        if about.get("schema") != SCHEMA:
+            raise UserError(f"{path} was not written by this version; run `test` again")
+        labels, names = [int(n) for n in about["labels"]], [str(n) for n in about["names"]]
         found = Thumbnails(tensors["rows"], tensors["images"], labels, names, about["data"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); run `test` again") from error
     n = len(labels)
     is_whole = found.images.dtype == torch.uint8 and found.images.ndim == 4 and found.images.shape[3] == 3

@@ -138,6 +138,25 @@ def seed(model: Any, tokens: Tensor, target: int) -> tuple[Tensor, Tensor]:
     return relevance, row
 
 
+def descend_reported(block: Any, tape: BlockTape, relevance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same as `descend` by the rules that are reported for DeiT-III."""
+    past, r = residual(tape.x1, tape.mlp_out, relevance)
+    r = z_plus(tape.neuron, block.mlp.fc2.weight, unscaled(block.ls2, r))
+    r = past + z_plus(tape.n2, block.mlp.fc1.weight, r)
+    past, r = residual(tape.x0, tape.attn_out, r)
+    r = z_plus(tape.proj_in, block.attn.proj.weight, unscaled(block.ls1, r))
+    r_mixed = r.reshape(len(r), len(tape.q), -1).permute(1, 0, 2)  # (H, T, h)
+    s = sdiv(r_mixed, tape.mixed)
+    r_probs = tape.probs * (s @ tape.v.transpose(1, 2)) / 2
+    r_v = (tape.v * (tape.probs.transpose(1, 2) @ s)).permute(1, 0, 2).reshape(len(r), -1)  # (H, T, h) -> (T, H*h)
+    width = tape.proj_in.shape[1]
+    return r_probs, past + z_plus(tape.n1, block.attn.qkv.weight[2 * width :], r_v)
+
+
+def unscaled(scale: Any, relevance: Tensor) -> Tensor:
+    return relevance / (scale.gamma + 1e-9) if hasattr(scale, "gamma") else relevance
+
+
 def descend(block: Any, tape: BlockTape, relevance: Tensor) -> tuple[Tensor, Tensor]:
     """Return the relevance of the attention probabilities `(H, T, T)` and of what the block read `(T, D)`."""
     past, r = residual(tape.x1, tape.mlp_out, relevance)
@@ -171,6 +190,7 @@ def transformer_attribution(
     target: int,
     *,
     relevance: str = "lrp",
+    rules: str = "chefer",
     start_block: int = 0,
     row_normalise: bool = False,
 ) -> Tensor:
@@ -182,7 +202,8 @@ def transformer_attribution(
         r, row = seed(model, tokens, target)
         product = torch.eye(len(tokens), dtype=tokens.dtype)
         for i in reversed(range(start_block, len(tapes))):
-            r_probs, r = descend(model.blocks[i], tapes[i], r)
+            down = descend if rules == "chefer" else descend_reported
+            r_probs, r = down(model.blocks[i], tapes[i], r)
             weighted = gradients[i] * (r_probs if relevance == "lrp" else tapes[i].probs)
             matrix = torch.eye(len(tokens), dtype=tokens.dtype) + weighted.clamp(min=0).mean(0)
             if row_normalise:

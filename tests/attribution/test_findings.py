@@ -1,11 +1,13 @@
 """Findings are means over images and percentiles of draws, computed once more by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from impact_lightning.attribution.findings import DRAWS, Finding, differences, findings
+from impact_lightning.attribution.findings import DRAWS, Finding, Means, differences, findings
 from impact_lightning.attribution.study import Key, Scores
 from impact_lightning.metrics.bootstrap import image_draws
 
@@ -111,10 +113,40 @@ def test_the_model_has_its_part() -> None:
     assert_is(found, np.array(OURS) - np.array(without["rise", "randomised_energy"]))
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 40])
+def test_numbers_do_not_depend_on_how_many_are_in_memory(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = {**BOTH, ("rise", "ranks"): CHANCE, ("rise", "some"): [0.1, np.nan, 0.4, np.inf, 0.8, 0.6]}
+    wanted = list(findings(scores(several), SEED))
+    monkeypatch.setattr("impact_lightning.attribution.findings.AT_ONCE", at_once)
+    found = list(findings(scores(several), SEED))
+    assert [(one.method, one.measure, one.n, one.notes) for one in found] == [
+        (one.method, one.measure, one.n, one.notes) for one in wanted
+    ]
+    for mine, one in zip(found, wanted, strict=True):
+        assert mine.interval is not None
+        assert one.interval is not None
+        numbers = [(f.value, f.interval.low, f.interval.high) for f in (mine, one) if f.interval is not None]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1e-12)
+
+
+def test_draws_of_many_images_take_a_kilobyte_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("impact_lightning.attribution.findings.AT_ONCE", 2**18)
+    rows = torch.arange(20_000)
+    tracemalloc.start()  # of numpy, which draws
+    means = Means(rows, SEED)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 8 * 2**18  # all at once they would take ten times as much
+    assert means.draws.dtype == torch.uint8
+    assert torch.equal(means.draws[:, :50].double(), image_draws(rows[:50], draws=DRAWS, seed=SEED))
+
+
 def test_models_differ_image_by_image() -> None:
     theirs = {("rise", "energy"): [0.3, 0.7, 0.4, 0.4, 0.2, 0.5], ("random", "energy"): CHANCE[::-1]}
     found = known(list(differences(scores(BOTH), scores(theirs), SEED)))
-    assert found.keys() == BOTH.keys()
+    assert found.keys() == {*BOTH.keys(), ("rise", "energy_above_random")}
+    beyond = np.array(OURS) - np.array(theirs["rise", "energy"]) - (np.array(CHANCE) - CHANCE[::-1])
+    assert_is(found["rise", "energy_above_random"], beyond)
     assert_is(found["rise", "energy"], np.array(OURS) - np.array(theirs["rise", "energy"]))
     null = found["rise", "energy"].null
     assert null is not None

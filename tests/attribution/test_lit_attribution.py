@@ -29,7 +29,7 @@ from tests.said import said
 from tests.training.test_resume import on_two_ranks
 
 OF_CURVES = {f"{protocol}_{one.name}" for protocol, measures in CURVE_MEASURES.items() for one in measures}
-OF_MAPS = {"map_sparseness", "map_complexity", "artifact_mass", "constant_map"}
+OF_MAPS = {"map_sparseness", "map_complexity", "artifact_mass", "constant_map", "tied_patches"}
 PLACES = {"pointing_game", "energy_in_mask", "rank_accuracy", "mask_iou"}
 RANDOMISED = {f"randomised_{name}" for name in PLACES}
 LIKENESS = {
@@ -96,7 +96,8 @@ def test_every_number_lies_in_its_interval_or_says_what_is_left_out(records: Rec
 
 def test_models_differ_by_the_difference_of_their_numbers(records: Records) -> None:
     differences = {key: record for key, record in records.items() if key[0].startswith("b - a/")}
-    assert {measure for _, measure in differences} == OF_IMAGES | LIKENESS | {*SENSITIVITY}
+    beyond = {f"{measure}_above_random" for measure in OF_IMAGES | {*SENSITIVITY}}
+    assert {measure for _, measure in differences} == OF_IMAGES | LIKENESS | {*SENSITIVITY} | beyond
     whole = [record for record in differences.values() if not record.notes]
     assert len(whole) > 300
     for (of, measure), record in differences.items():
@@ -111,11 +112,23 @@ def test_records_carry_their_protocol(records: Records) -> None:
     protocol = records["a/rise", "rise_insertion_auc"].protocol
     methods: Any = protocol["methods"]
     assert methods["rise"]["masks"] == 6
-    assert methods["gradient_attention"]["relevance"] == "attention"
+    assert methods.keys() == {"rise", "random"}
+    other: Any = records["a/gradient_attention", "road_morf"].protocol
+    assert other["methods"]["gradient_attention"]["relevance"] == "attention"
+    assert other["curves"]["road/morf"]["score"] == "accuracy"
+    assert records["a/rise", "map_sparseness"].protocol["curves"] == {}
     curves: Any = protocol["curves"]
+    assert curves.keys() == {"rise/insertion", "rise/deletion"}
     assert curves["rise/insertion"]["substrate"]["name"] == "BlurRise"
-    assert curves["road/morf"]["score"] == "accuracy"
     assert (protocol["explained"], protocol["sanity_images"], protocol["split"]) == ("prediction", 3, "test")
+
+
+def test_numbers_of_a_method_compare_whatever_else_was_measured(
+    weights: Path, cheap: Path, tmp_path: Path, without_pictures: None
+) -> None:
+    words = ("--model.methods={raw: RawAttention}", "--model.protocols=[Patch, Groups]", *FEW)
+    found, key = measured(tmp_path, weights / "a.safetensors", *words), ("tiny/raw", "patch_morf_auc")
+    assert found[key].difference(records_of(cheap)[key]) == number(0.0)
 
 
 def test_a_model_alone_has_the_numbers_that_it_has_beside_another(
@@ -184,8 +197,9 @@ def test_methods_and_protocols_are_named_and_set(weights: Path, tmp_path: Path, 
     assert {measure.split("_")[0] for _, measure in found} >= {"patch", "groups"}
     assert not any(measure.startswith(("rise", "road", "chefer")) for _, measure in found)
     curves: Any = found["tiny/it", "groups_saco"].protocol["curves"]
-    assert (curves["patch/morf"]["points"], curves["patch/morf"]["score"]) == (5, "logit")
     assert curves["groups/groups"]["points"] == 4
+    curves = found["tiny/it", "patch_morf_auc"].protocol["curves"]
+    assert (curves["patch/morf"]["points"], curves["patch/morf"]["score"]) == (5, "logit")
     assert curves["patch/morf"]["substrate"]["name"] == "Mean"
 
 
@@ -246,6 +260,9 @@ def test_average_pooling_without_a_class_token_is_explained(tmp_path: Path, with
     [
         (["--model.methods={own: Nothing}"], "Nothing"),
         (["--model.protocols=[Patch, {class_path: Patch, init_args: {step: 2}}]"], "each may be there once, got patch"),
+        (["--model.methods={a/b: RawAttention}"], "model.methods: 'a/b' names tensors"),
+        (["--model.methods={fractions: RawAttention}"], "model.methods: 'fractions' names tensors"),
+        (["--model.methods={random: RawAttention}"], "model.methods.random: all methods stand beside random maps"),
         (["--model.protocols=[Spiral]"], "Spiral"),
         (["--model.protocols=[{class_path: Patch, init_args: {step: 0}}]"], "step must be 1 or more, got 0"),
         (["--model.protocols=[{class_path: Patch, init_args: {score: beauty}}]"], "score"),

@@ -107,6 +107,7 @@ def test_maps_alone() -> None:
     assert numbers["map_complexity"].exp().tolist()[:2] == pytest.approx([1, 4])
     assert numbers["artifact_mass"].tolist()[:2] == [1.0, 0.25]
     assert numbers["constant_map"].tolist() == [0, 1, 1]
+    assert numbers["tied_patches"].tolist() == [0.75, 1, 1]
     assert all(numbers[name][2].isnan() for name in ("map_sparseness", "map_complexity", "artifact_mass"))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from impact_lightning.attribution.order import order, random_order
+from impact_lightning.attribution.order import order, random_order, tied_share
 from impact_lightning.types import UserError
 
 
@@ -60,6 +60,17 @@ def test_a_random_order_depends_on_the_image_and_not_on_the_batch() -> None:
     # the relevance of a unit goes where the unit goes
     of_unit = drawn.relevance.gather(1, drawn.rank.flatten(1)).view(3, 14, 14)
     assert torch.equal(of_unit, maps().double())
+
+
+def test_tied_patches_are_counted_whether_first_or_not() -> None:
+    coarse = (maps() * 2).round()
+    for image, share in zip(coarse, tied_share(coarse), strict=True):
+        _, counts = np.unique(image.numpy(), return_counts=True)
+        assert share.item() == pytest.approx(counts[counts > 1].sum() / 196)
+    assert tied_share(maps()).tolist() == [0, 0, 0]
+    assert tied_share(torch.ones(1, 1, 1)).tolist() == [0]  # there is no other one
+    close = torch.tensor([[[1.0, 1.0 + 1e-12]]], dtype=torch.float64)
+    assert tied_share(close).tolist() == [1]  # ranks are of single precision
 
 
 @pytest.mark.parametrize("size", [(15, 14), (7, 7), (28, 14), (210, 224)])

@@ -35,6 +35,10 @@ def test_all_methods_and_measures_fit_a_terminal() -> None:
     assert text.count("-0.12 ") == len(METHODS) * (1 + len(SANITY))
 
 
+def test_a_caption_is_read_beside_a_single_column() -> None:
+    assert "means over images; * above random maps (below, of deletion" in shown([finding("rise", "groups_saco", 0.5)])
+
+
 def test_measures_that_are_not_there_have_no_column() -> None:
     (table,) = method_table("dense", [finding("rise", "road_combined", 0.5)])
     assert [column.header for column in table.columns] == ["method", "ROAD"]

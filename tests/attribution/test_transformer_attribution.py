@@ -19,7 +19,9 @@ VARIANTS = {
     "attention alone": TransformerAttribution("attention"),
     "rows normalised": TransformerAttribution(row_normalise=True),
     "last block alone": TransformerAttribution(start_block=-1),
+    "reported rules": TransformerAttribution(rules="impact_reported"),
 }
+REPORTED = ("as published", "reported rules")
 
 
 def by_hand(method: TransformerAttribution, model: VisionTransformer, images: Tensor) -> Tensor:
@@ -29,6 +31,7 @@ def by_hand(method: TransformerAttribution, model: VisionTransformer, images: Te
             image,
             int(target),
             relevance=method.relevance,
+            rules=method.rules,
             start_block=range(len(model.blocks))[method.start_block],
             row_normalise=method.row_normalise,
         )
@@ -123,3 +126,25 @@ def test_relevance_of_every_token_equals_the_literal_rules(kind: str) -> None:
 def test_start_block_must_be_a_block() -> None:
     with pytest.raises(UserError, match="start_block 3: the model has 3 blocks"):
         TransformerAttribution(start_block=3)(build("plain"), random_images(), TARGETS)
+
+
+def test_reported_rules_differ_where_there_is_layer_scale_and_where_there_is_none() -> None:
+    for kind in ("deit3", "plain"):
+        model, images = build(kind), random_images()
+        published, reported = (method(model, images, TARGETS) for method in (VARIANTS[n] for n in REPORTED))
+        assert (published - reported).abs().max() > 1e-3 * published.abs().max()
+
+
+def test_reported_rules_keep_relevance_without_layer_scale() -> None:
+    model, images = build("plain"), random_images()
+    with differentiating(images):
+        sweep = Sweep(model, images, TARGETS, 0, "lrp", "impact_reported")
+        for i in (2, 1):
+            sweep.descend(i)
+    assert sweep.relevance is not None
+    torch.testing.assert_close(sweep.relevance.sum((1, 2)), torch.ones(3).double(), atol=1e-5, rtol=0)
+
+
+def test_attention_has_no_rules() -> None:
+    with pytest.raises(UserError, match="rules 'impact_reported' are of relevance 'lrp'"):
+        TransformerAttribution("attention", rules="impact_reported")
