@@ -167,7 +167,7 @@ def _ratio(table: Table, model: str, reference: str, headline: Headline, margin:
     if found is None or own is None or other is None or found.interval is None or found.value <= 0:
         return
     low, high, log = found.interval.low, found.interval.high, math.log(found.value)
-    p = _p(log, math.log(low), math.log(high)) if low > 0 and math.isfinite(high) else math.nan
+    p = _p(log, math.log(low), math.log(high), found.n - 1) if low > 0 and math.isfinite(high) else math.nan
     yield Effect(
         measure=headline.measure,
         of="",
@@ -224,17 +224,17 @@ def _chance(record: Record) -> str:
     return record.null.how if record.null is not None else "no null: of all of it"
 
 
-def _error(low: float, high: float) -> float:
-    """Return the standard error behind a 95 % interval, as if it were normal."""
-    return (high - low) / (2 * float(stats.norm.ppf(0.975)))
+def _error(low: float, high: float, freedom: float = math.inf) -> float:
+    """Return the standard error behind a 95 % interval, of Student's t with so many degrees of freedom."""
+    return (high - low) / (2 * float(stats.t.ppf(0.975, freedom)))
 
 
-def _p(value: float, low: float, high: float) -> float:
-    """Return the two-sided p-value of no difference."""
-    error = _error(low, high)
+def _p(value: float, low: float, high: float, freedom: float = math.inf) -> float:
+    """Return the two-sided p-value of no difference; of draws, as if they were normal."""
+    error = _error(low, high, freedom)
     if not error > 0:
         return 1.0 if value == 0 else 0.0
-    return float(2 * stats.norm.sf(abs(value) / error))
+    return float(2 * stats.t.sf(abs(value) / error, freedom))
 
 
 # --------------------------------------------------------------------------------------------------------- judgements

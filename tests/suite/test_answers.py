@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -166,6 +167,18 @@ def test_circuits_are_compared_by_ratios() -> None:
     assert found.effects[0].effect == pytest.approx(math.log(0.5))
     assert found.effects[0].null == 1.0
     assert "0.50 times the nodes" in found.words
+
+
+def test_few_tasks_are_as_unsure_as_student_says() -> None:
+    logs = np.log([1.3, 1.5, 1.7])
+    test = stats.ttest_1samp(logs, 0.0)
+    low, high = test.confidence_interval(0.95)
+    ratio = replace(
+        record("nodes_ratio", "sparse / dense", math.exp(logs.mean()), (math.exp(low), math.exp(high))), n=3
+    )
+    means = [record("nodes_geometric_mean", name, 1.0) for name in ("dense", "sparse")]
+    [only] = ask("circuits", [ratio, *means]).effects
+    assert only.p == pytest.approx(test.pvalue)
 
 
 def test_dictionaries_are_compared_by_intervals_of_both() -> None:
