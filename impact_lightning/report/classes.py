@@ -35,10 +35,8 @@ def section(outcome: Outcome, folder: Path, album: Album | None = None) -> Secti
         folder: Its folder.
         album: Where pictures went that other viewers show; this section comes last, and holds them all.
     """
-    gaps, seen = (
-        Gaps(folder, [*undone(outcome, "neurons"), *undone(outcome, "attribution")]),
-        Album() if album is None else album,
-    )
+    gaps = Gaps(folder, [*undone(outcome, "neurons"), *undone(outcome, "attribution")])
+    seen = Album() if album is None else album
     units = _Units(outcome, folder, seen, gaps)
     names = class_names(outcome, folder, list(dict.fromkeys(name for of in units.rows.values() for name in of)))
     maps = _Maps(outcome, folder, seen, gaps)
@@ -100,6 +98,7 @@ class _Units:
 
     def __init__(self, outcome: Outcome, folder: Path, album: Album, gaps: Gaps) -> None:
         self.album = album
+        self.gaps = gaps
         self.rows: dict[str, dict[str, list[Row]]] = {}  # of the table of units, by model and class
         self.images: dict[str, dict[tuple[str, int], list[int]]] = {}  # by model, layer and number
         self.data = ""
@@ -123,12 +122,13 @@ class _Units:
         label = {name: i for i, name in enumerate(names)}
         found: dict[str, dict[int, list[list[Any]]]] = {}
         for model, of in self.rows.items():
-            ranked = {
-                name: sorted(rows, key=lambda row: _number(row["auroc_best"] or "-1"), reverse=True)[:most]
-                for name, rows in of.items()
-                if name in label
-            }
-            found[model] = {label[name]: [self._unit(model, row) for row in rows] for name, rows in ranked.items()}
+            with self.gaps.of(f"Neurons of {model}, units.csv"):
+                ranked = {
+                    label[name]: sorted(rows, key=lambda row: _number(row["auroc_best"] or "-1"), reverse=True)[:most]
+                    for name, rows in of.items()
+                    if name in label
+                }
+                found[model] = {i: [self._unit(model, row) for row in rows] for i, rows in ranked.items()}
         return found
 
     def _unit(self, model: str, row: Row) -> list[Any]:

@@ -300,7 +300,7 @@ SAID = {
     "easier": "{model} is easier to understand than {reference} {where}",
     "harder": "{model} is harder to understand than {reference} {where}",
     "same": "{model} is as easy to understand as {reference} {where}",
-    "mixed": "{model} is easier to understand than {reference} by some measures {where}, and harder by others",
+    "mixed": "{model} is both easier and harder to understand than {reference} {where}",
     "unsettled": "whether {model} is easier to understand than {reference} {where} is not settled",
     "missing": "{model} was not compared with {reference} {where}",
 }
@@ -309,8 +309,13 @@ SAID = {
 def _words(level: str, model: Model, answer: Answer, effects: Sequence[Effect]) -> str:
     """Return an answer as a sentence."""
     said = SAID[answer].format(model=model.name, reference=model.reference, where=WHERE[level])
-    telling = [effect for effect in effects if effect.judgement in ("easier", "harder")]
-    told = "; ".join(_told(effect) for effect in telling)
+    sides = {
+        side: [_told(one, model.reference) for one in effects if one.judgement == side] for side in ("easier", "harder")
+    }
+    said_by = [
+        (f"{side} by " if answer == "mixed" else "") + ", ".join(found) for side, found in sides.items() if found
+    ]
+    told = "; ".join(said_by)
     if answer == "unsettled":
         told = f"none of {len(effects)} differences is sure"
     if answer == "same":
@@ -318,14 +323,11 @@ def _words(level: str, model: Model, answer: Answer, effects: Sequence[Effect]) 
     return f"{said}: {told}." if told else f"{said}."
 
 
-def _told(effect: Effect) -> str:
+def _told(effect: Effect, reference: str) -> str:
     """Return an effect in words."""
     name = effect.measure.replace("_", " ")
     if effect.null == 1.0:
         return f"{effect.difference:.2f} times the {name} ({effect.low:.2f} to {effect.high:.2f})"
-    by = (
-        ""
-        if not math.isfinite(effect.effect)
-        else f", {abs(effect.effect):.0%} of what the reference has beyond chance"
-    )
-    return f"{'more' if effect.difference > 0 else 'less'} {name} ({effect.difference:+.3g}{by})"
+    share = f", {abs(effect.effect):.0%} of what {reference} has beyond chance" if math.isfinite(effect.effect) else ""
+    told = f"{'more' if effect.difference > 0 else 'less'} {name} ({effect.difference:+.3g}{share})"
+    return told.replace("(-", "(\N{MINUS SIGN}")

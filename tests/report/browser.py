@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from re import Pattern
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -57,6 +58,10 @@ class Tab:
         """Return the texts of all elements that fit."""
         found: list[str] = self.page.locator(selector).all_inner_texts()
         return found
+
+    def shows(self, selector: str, text: str | Pattern[str]) -> None:
+        """Wait until an element has a text: links within the page are followed a moment after the click."""
+        import_module("playwright.sync_api").expect(self.page.locator(selector)).to_have_text(text)
 
     def foreign(self) -> list[str]:
         """Return what was asked for that is not in a file or in the page itself."""

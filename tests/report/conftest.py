@@ -90,11 +90,11 @@ def write_pictures(path: Path) -> None:
         "schema": thumbnail_file.SCHEMA,
         "data": DATA,
         "split": "test",
-        "labels": json.dumps(labels),
-        "names": json.dumps([f"/data/test/{row % len(NAMES)}/{row:04d}.png" for row in range(IMAGES)]),
+        "labels": labels,
+        "names": [f"/data/test/{row % len(NAMES)}/{row:04d}.png" for row in range(IMAGES)],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"rows": torch.arange(IMAGES), "images": images}, path, about)
+    save_file({"rows": torch.arange(IMAGES), "images": images}, path, {"about": json.dumps(about)})
 
 
 # ------------------------------------------------------------------------------------------------------------- features
@@ -134,7 +134,9 @@ def make_features(seed: int, n: int = LATENTS, patches: int = PATCHES) -> Featur
 def make_description(patches: int = PATCHES) -> Description:
     """Return what the features are of: all tokens, the first of which is no patch."""
     tokens = list(range(patches**2 + 1))
-    return Description(DICTIONARY, "blocks.1.resid_post", None, NAMES, tokens, 1, "activations of the images", "00ff", {})
+    return Description(
+        DICTIONARY, "blocks.1.resid_post", None, NAMES, tokens, 1, "activations of the images", "00ff", {}
+    )
 
 
 def write_dictionary(folder: Path, seed: int) -> None:

@@ -170,8 +170,8 @@ def write_maps(folder: Path, at: int) -> None:
     save_file(maps, folder / "maps.safetensors")
     images = torch.from_numpy(np.full((len(ROWS), 8, 8, 3), 120, np.uint8))
     about = {
-        "schema": "1", "data": "d", "split": "test", "labels": json.dumps([0, 1, 2]),
-        "names": json.dumps(["<i>a.png", '"b".png', "ü.png"]),
+        "schema": "1", "data": "d", "split": "test", "labels": [0, 1, 2],
+        "names": ["<i>a.png", '"b".png', "ü.png"],
     }  # fmt: skip
     tensors = {"rows": torch.tensor(ROWS, dtype=torch.int64), "images": images}
-    save_file(tensors, folder / "thumbnails.safetensors", about)
+    save_file(tensors, folder / "thumbnails.safetensors", {"about": json.dumps(about)})

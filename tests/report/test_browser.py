@@ -16,6 +16,7 @@ from tests.report.conftest import DICTIONARY, MODELS, NAMES, make_features
 pytestmark = pytest.mark.skipif(bool(browser.why_not()), reason=browser.why_not())
 
 CARDS = "#feature-browser .card"
+HEADING = "#circuit-viewer .details h4"
 SVG = "#circuit-viewer svg.circuit"
 TASK = "cube or not, seed 0"
 
@@ -117,13 +118,11 @@ def test_another_dictionary_shows_other_numbers(tab: Tab) -> None:
 
 
 def test_heat_maps_can_be_taken_away(tab: Tab) -> None:
-    picture = f"{CARDS} canvas"
-    tab.page.wait_for_timeout(200)
-    pixels = "element => element.toDataURL()"
-    with_map = tab.page.locator(picture).first.evaluate(pixels)
+    picture = tab.page.locator(f"{CARDS} canvas[data-drawn]").first
+    pixels = "canvas => canvas.toDataURL()"
+    with_map = picture.evaluate(pixels)
     tab.page.get_by_label("heat maps").uncheck()
-    tab.page.wait_for_timeout(200)
-    assert tab.page.locator(picture).first.evaluate(pixels) != with_map
+    assert picture.evaluate(pixels) != with_map
 
 
 # ------------------------------------------------------------------------------------------------------------- circuits
@@ -132,7 +131,7 @@ def test_heat_maps_can_be_taken_away(tab: Tab) -> None:
 def test_a_click_on_a_node_shows_its_details(tab: Tab) -> None:
     tab.page.locator(node(tab, "blocks.0.mlp_neuron.1")).click()
     details = tab.page.locator("#circuit-viewer .details")
-    assert details.locator("h4").inner_text() == "blocks.0.mlp_neuron.1"
+    tab.shows(HEADING, "blocks.0.mlp_neuron.1")
     assert details.locator("canvas").count() == 4
     assert "Comes in from (3)" in details.inner_text()
     assert "Goes out to (3)" in details.inner_text()
@@ -141,14 +140,16 @@ def test_a_click_on_a_node_shows_its_details(tab: Tab) -> None:
 
 def test_edges_in_the_details_lead_to_other_nodes(tab: Tab) -> None:
     tab.page.locator(node(tab, "blocks.0.mlp_neuron.1")).click()
+    tab.shows(HEADING, "blocks.0.mlp_neuron.1")
     tab.page.locator("#circuit-viewer .ends a").first.click()
-    assert tab.page.locator("#circuit-viewer .details h4").inner_text().startswith("blocks.0.mlp_in.")
+    tab.shows(HEADING, re.compile(r"blocks\.0\.mlp_in\.\d"))
     tab.page.go_back()
-    assert tab.page.locator("#circuit-viewer .details h4").inner_text() == "blocks.0.mlp_neuron.1"
+    tab.shows(HEADING, "blocks.0.mlp_neuron.1")
 
 
 def test_labels_of_nodes_are_text(tab: Tab) -> None:
     tab.page.locator(node(tab, "blocks.0.attn_in.0")).click()
+    tab.shows(HEADING, "blocks.0.attn_in.0")
     assert "<b>bold</b>" in tab.page.locator("#circuit-viewer .details").inner_text()
 
 
@@ -200,7 +201,7 @@ def test_nodes_are_reached_by_keyboard(tab: Tab) -> None:
     tab.page.keyboard.press("Tab")
     tab.page.keyboard.press("ArrowRight")
     tab.page.keyboard.press("Enter")
-    assert tab.page.locator("#circuit-viewer .details h4").inner_text().startswith("blocks.0.v.")
+    tab.shows(HEADING, re.compile(r"blocks\.0\.v\.\d"))
 
 
 def test_the_slider_takes_light_edges_away(tab: Tab) -> None:
@@ -220,11 +221,12 @@ def test_another_task_shows_another_circuit(tab: Tab) -> None:
 def test_a_node_can_be_chosen_again(tab: Tab) -> None:
     chosen = node(tab, "blocks.0.mlp_neuron.1")
     tab.page.locator(chosen).click()
+    tab.shows(HEADING, "blocks.0.mlp_neuron.1")
     for task in (f"{NAMES[1]} or not, seed 0", TASK):
         tab.page.locator("#circuit-viewer").get_by_label("Task").select_option(label=task)
     assert tab.page.locator("#circuit-viewer .details h4").count() == 0
     tab.page.locator(chosen).click()
-    assert tab.page.locator("#circuit-viewer .details h4").inner_text() == "blocks.0.mlp_neuron.1"
+    tab.shows(HEADING, "blocks.0.mlp_neuron.1")
 
 
 # -------------------------------------------------------------------------------------------------------------- classes
@@ -233,7 +235,7 @@ def test_a_node_can_be_chosen_again(tab: Tab) -> None:
 def test_a_class_has_what_every_level_says_of_it(tab: Tab) -> None:
     tab.page.get_by_role("link", name=NAMES[1], exact=True).last.click()
     page = tab.page.locator("#class-pages .class-page")
-    assert page.locator("h3").inner_text() == NAMES[1]
+    tab.shows("#class-pages h3", NAMES[1])
     assert "dense" in page.locator(".numbers").inner_text()  # the accuracy
     assert page.locator("tbody td:first-child").first.inner_text() == "blocks.1.neurons"
     assert page.locator('a[href^="#feature="]').count() == 24
@@ -250,11 +252,11 @@ def test_search_narrows_the_list_of_classes(tab: Tab) -> None:
 
 def test_going_back_shows_the_class_before(tab: Tab) -> None:
     listed = tab.page.locator("#class-pages .class-list a")
-    listed.nth(2).click()
-    listed.nth(3).click()
-    assert tab.texts("#class-pages h3") == [NAMES[3]]
+    for place in (2, 3):
+        listed.nth(place).click()
+        tab.shows("#class-pages h3", NAMES[place])
     tab.page.go_back()
-    assert tab.texts("#class-pages h3") == [NAMES[2]]
+    tab.shows("#class-pages h3", NAMES[2])
 
 
 # ---------------------------------------------------------------------------------------------------------- deep links
@@ -272,7 +274,7 @@ def test_a_link_opens_a_feature(tab: Tab, report: Path) -> None:
 
 def test_a_link_opens_a_circuit_and_a_node(tab: Tab, report: Path) -> None:
     tab.open(report, link("circuit", MODELS[1], TASK, 401))
-    assert tab.page.locator("#circuit-viewer .details h4").inner_text() == "blocks.0.mlp_neuron.1"
+    tab.shows(HEADING, "blocks.0.mlp_neuron.1")
     assert tab.page.locator("#circuit-viewer").get_by_label("Model").input_value() == MODELS[1]
 
 
@@ -312,8 +314,7 @@ def test_pictures_say_what_they_show(tab: Tab) -> None:
 def test_heat_maps_lie_where_the_latent_fires(tab: Tab, report: Path) -> None:
     """The lightest patch has almost the largest activation, the darkest one almost the smallest: the image differs."""
     tab.open(report, link("feature", MODELS[0], DICTIONARY, 9))
-    tab.page.wait_for_timeout(300)
-    patches = tab.page.locator(f"{CARDS}.chosen canvas").first.evaluate(
+    patches = tab.page.locator(f"{CARDS}.chosen canvas[data-drawn]").first.evaluate(
         """canvas => {
           const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
           const sums = new Array(16).fill(0);
@@ -336,8 +337,7 @@ def test_following_an_edge_by_keyboard_leads_to_the_other_node(tab: Tab) -> None
     tab.page.locator(node(tab, "blocks.0.mlp_neuron.1")).click()
     tab.page.locator("#circuit-viewer .ends a").first.focus()
     tab.page.keyboard.press("Enter")
-    heading = tab.page.locator("#circuit-viewer .details h4:focus")
-    assert heading.inner_text().startswith("blocks.0.mlp_in.")
+    tab.shows(f"{HEADING}:focus", re.compile(r"blocks\.0\.mlp_in\.\d"))
 
 
 def test_a_report_of_a_damaged_run_still_opens(tab: Tab, run_folder: Path, tmp_path: Path) -> None:
@@ -352,6 +352,7 @@ def test_a_report_of_a_damaged_run_still_opens(tab: Tab, run_folder: Path, tmp_p
     assert tab.texts(f"{CARDS} .picture.blank")[0].startswith("no picture of test image")
     assert tab.texts("#class-pages h3") == [NAMES[0]]
     tab.page.locator(node(tab, "blocks.0.v.1")).click()
+    tab.shows(HEADING, "blocks.0.v.1")
     assert "No images of this node" in tab.page.locator("#circuit-viewer .details").inner_text()
     for section, missing in [
         ("features", "features.safetensors"),

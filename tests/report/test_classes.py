@@ -92,6 +92,15 @@ def test_a_damaged_file_is_a_gap(outcome: Outcome, folder: Path, path: str, dama
     assert made.data["names"] == NAMES
 
 
+@pytest.mark.parametrize("change", [("auroc_best", "auroc"), ("0.5", "half"), ("layer", "place")])
+def test_a_table_of_another_form_is_a_gap(outcome: Outcome, folder: Path, change: tuple[str, str]) -> None:
+    path = folder / FILES[1]
+    path.write_text(path.read_text().replace(*change, 1))
+    made = classes.section(outcome, folder)
+    assert len(made.gaps) == 1
+    assert set(made.data["units"]) == {MODELS[1]}
+
+
 def test_without_any_level_it_says_so(outcome: Outcome, tmp_path: Path) -> None:
     made = classes.section(replace(outcome, units=[]), tmp_path)
     assert made.gaps == ()

@@ -80,6 +80,7 @@
         if (map) {
           heat(context, canvas, map);
         }
+        canvas.dataset.drawn = "";
       }, () => canvas.replaceWith(Viewers.make("span", { class: "picture blank", title: said }, "damaged picture")));
       return canvas;
     }
