@@ -23,7 +23,7 @@ from impact_lightning.data.thumbnail_file import foremost, write_thumbnails
 from impact_lightning.files import atomic_write
 from impact_lightning.training.rehearsal import is_rehearsal
 
-EDGES = 20_000  # of a circuit whose graph is written: more are no reading matter
+EDGES = 30_000  # of a circuit whose graph is written: more are no reading matter
 
 
 class CircuitFiles(Callback):
