@@ -62,7 +62,7 @@
       const known = Object.entries(this.data.metrics).filter(([key]) => of.numbers[key].some((x) => x !== null));
       const wanted = this.metric.value;
       Viewers.offer(this.metric, [["latent", "Number"], ...known]);
-      const first = known.some(([key]) => key === "alike") ? "alike" : "same_label";
+      const first = known.some(([key]) => key === "alike") ? "alike" : "purity"; // both are of ten images or more
       const options = [...this.metric.options].map((option) => option.value);
       this.metric.value = [this.wished ? wanted : first, first, "latent"].find((key) => options.includes(key));
       this.wished = true;

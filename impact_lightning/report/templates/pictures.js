@@ -86,7 +86,8 @@
     }
   }
 
-  /** Lay a map over a picture: grey where there is nothing, light where there is much, pale where it is not known. */
+  /** Lay a map over a picture: dark where there is nothing, light and warm where there is much, pale where it is not
+   * known. Colours stay: a feature may stand for one. */
   function heat(context, { width, height }, { bytes, grid: [rows, columns] }) {
     const image = context.getImageData(0, 0, width, height);
     const pixels = image.data;
@@ -95,14 +96,14 @@
       for (let x = 0; x < width; x++) {
         const value = bytes[row + Math.floor((x * columns) / width)];
         const at = 4 * (y * width + x);
-        const grey = 0.299 * pixels[at] + 0.587 * pixels[at + 1] + 0.114 * pixels[at + 2];
-        const share = value / 254;
-        const opacity = 0.9 * Math.sqrt(share);
-        const lit = colour(Math.min(1, share));
+        const share = Math.min(1, value / 254);
+        const light = Math.sqrt(share);
+        const lit = colour(share);
         for (let channel = 0; channel < 3; channel++) {
+          const own = pixels[at + channel];
           pixels[at + channel] = value === UNKNOWN
-            ? 0.3 * grey + 0.7 * 255
-            : (1 - opacity) * 0.4 * grey + opacity * lit[channel] * (0.7 + (0.3 * grey) / 255);
+            ? 0.3 * own + 0.7 * 255
+            : own * (0.3 + 0.7 * light) * (1 - 0.3 * light) + 0.3 * light * lit[channel];
         }
       }
     }
