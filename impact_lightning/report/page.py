@@ -50,6 +50,7 @@ class Builder(NamedTuple):
     name: str
     title: str
     build: Callable[[Outcome, Path], Section]
+    level: str = ""  # without which there is nothing to show
 
 
 class Page(NamedTuple):
@@ -113,7 +114,8 @@ def _is_shown(section: Section, gap: str) -> bool:
 
 def sections(outcome: Outcome, folder: Path) -> list[Section]:
     """Return all sections in their order; one that cannot be made says why."""
-    made = [_made(builder, outcome, folder) for builder in builders()]
+    asked = {"", *(unit.level for unit in outcome.units)}
+    made = [_made(builder, outcome, folder) for builder in builders() if builder.level in asked]
     gaps = [(one.title, gap) for one in made for gap in one.gaps]
     last = Builder("methods", "Methods", partial(methods.section, gaps=gaps))
     return [*made, _made(last, outcome, folder)]
@@ -125,12 +127,12 @@ def builders() -> list[Builder]:
     return [
         Builder("answer", "Did sparsity make it easier to understand?", answers.section),
         Builder("planted", "Does each level find what is known to be there?", planted.section),
-        Builder("neurons", "Neurons", neuron_figures.section),
-        Builder("sae", "SAE features", sae_figures.section),
-        Builder(features.NAME, "Feature browser", partial(features.section, album=album)),
-        Builder("circuit-sizes", "Circuits: nodes and edges at the same loss", circuit_figures.section),
-        Builder(circuits.NAME, "Circuit viewer", partial(circuits.section, album=album)),
-        Builder("attribution", "Attribution maps", attribution_figures.section),
+        Builder("neurons", "Neurons", neuron_figures.section, "neurons"),
+        Builder("sae", "SAE features", sae_figures.section, "sae"),
+        Builder(features.NAME, "Feature browser", partial(features.section, album=album), "sae"),
+        Builder("circuit-sizes", "Circuits: nodes and edges at the same loss", circuit_figures.section, "circuits"),
+        Builder(circuits.NAME, "Circuit viewer", partial(circuits.section, album=album), "circuits"),
+        Builder("attribution", "Attribution maps", attribution_figures.section, "attribution"),
         Builder(classes.NAME, "Classes", partial(classes.section, album=album)),
         Builder("accuracy", "Accuracy against sparsity", accuracy.section),
     ]

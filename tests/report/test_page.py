@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -162,11 +163,11 @@ FILES = {
 }
 
 
-def gaps(folder: Path, outcome: Outcome) -> list[tuple[str, str]]:
+def gaps(folder: Path, outcome: Outcome, sections: int = 11) -> list[tuple[str, str]]:
     """Return the sections with gaps, and these; the whole page is made."""
     made = page.page(outcome, folder)
     read = Page(made.html)
-    assert len([tag for tag, _ in read.found if tag == "section"]) == 11
+    assert len([tag for tag, _ in read.found if tag == "section"]) == sections
     assert all(gap in read.text for _, gap in made.gaps)
     return made.gaps
 
@@ -193,9 +194,18 @@ def test_a_run_without_any_file_is_shown(tmp_path: Path) -> None:
 
 
 def test_a_run_in_which_nothing_was_done_is_shown(tmp_path: Path) -> None:
-    found = gaps(tmp_path, Outcome("0", "nothing", {}, [], [], [], [], []))
-    assert ("Neurons", "the level of neurons was not tested") in found
+    whole = write_run(tmp_path / "whole")
+    units = [replace(unit, state="waiting") for unit in whole.units]
+    found = gaps(tmp_path, replace(whole, units=units, entries=[], planted=[]))
+    assert {title for title, gap in found if "is waiting" in gap} >= {"Neurons", "Feature browser"}
     assert ("SAE features", "no dictionary was measured") in found
+    gaps(tmp_path, Outcome("0", "nothing", {}, [], [], [], [], []), sections=5)
+
+
+def test_levels_that_nobody_asked_for_have_no_section(tmp_path: Path) -> None:
+    whole = write_run(tmp_path)
+    asked = replace(whole, units=[unit for unit in whole.units if unit.level in ("", "neurons")])
+    gaps(tmp_path, asked, sections=6)
 
 
 def test_a_section_that_fails_takes_no_other_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

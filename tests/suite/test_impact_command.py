@@ -110,7 +110,9 @@ def test_a_unit_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> None
     assert states["sae/dense/test"] == "skipped"
     assert states["wanda50/test"] == "done"
     assert "blocks.7.resid_post" in next(unit.error for unit in outcome.units if unit.name == "sae/dense/fit")
-    assert "blocks.7.resid_post" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "blocks.7.resid_post" in page
+    assert "Circuit viewer" not in page  # nobody asked for it
     assert str(tmp_path) not in (tmp_path / "run" / "results.json").read_text()
 
 
