@@ -23,10 +23,11 @@ Better = Literal["more", "less"]
 
 
 class Headline(NamedTuple):
-    """A measure that answers the question of a level; whether more of it or less is easier to understand."""
+    """A measure that answers the question of a level."""
 
     measure: str
-    better: Better
+    better: Better  # which of both is easier to understand
+    is_beyond: bool = True  # whether its null is subtracted: not where that is another way to spoil the model
 
 
 NEURONS = (
@@ -41,7 +42,7 @@ SAE = (
     Headline("purity", "more"),
     Headline("label_monosemanticity", "more"),
     Headline("label_entropy", "less"),
-    Headline("loss_recovered", "more"),
+    Headline("loss_recovered", "more", is_beyond=False),
 )
 CIRCUITS = (Headline("nodes", "less"), Headline("edges_over_density", "less"))
 ATTRIBUTION = (
@@ -64,6 +65,7 @@ class Compared:
     difference: float
     low: float
     high: float
+    freedom: float  # degrees of it: few classes or images are less sure than their draws look
     how: str
 
 
@@ -115,7 +117,7 @@ def _effects(level: str, table: Table, model: str, reference: str, margin: float
         kinds = {SEED.sub("", of.removeprefix(f"{reference}/")) for of, _ in table if of.startswith(f"{reference}/")}
         for kind in sorted(kinds):
             for headline in SAE:
-                found = unpaired(table, f"{model}/{kind}", f"{reference}/{kind}", headline.measure)
+                found = unpaired(table, f"{model}/{kind}", f"{reference}/{kind}", headline)
                 yield from _judged(headline, kind, found, margin)
 
 
@@ -130,20 +132,24 @@ def paired(table: Table, both: str, mine: str, theirs: str, headline: Headline, 
         return None
     low, high = found.interval.low, found.interval.high
     how = f"in pairs, beyond chance ({_chance(other)}); {found.interval.how}"
-    return Compared(own.value, other.value, excess(other), found.value, low, high, how)
+    pairs = found.protocol.get("n_classes") if "classes" in found.interval.how else found.n
+    freedom = float(pairs) - 1 if isinstance(pairs, int) else math.inf
+    return Compared(own.value, other.value, excess(other), found.value, low, high, freedom, how)
 
 
-def unpaired(table: Table, mine: str, theirs: str, measure: str) -> Compared | None:
+def unpaired(table: Table, mine: str, theirs: str, headline: Headline) -> Compared | None:
     """Return a difference of numbers with intervals of their own, averaged over seeds of dictionaries."""
-    own, others = ([*_of_seeds(table, name, measure)] for name in (mine, theirs))
+    own, others = ([*_of_seeds(table, name, headline.measure)] for name in (mine, theirs))
     if not own or not others:
         return None
     (value, a), (reference, b) = _mean(own), _mean(others)
-    difference = float(np.mean([_beyond(one) for one in own]) - np.mean([_beyond(one) for one in others]))
+    sizes = [[_beyond(one) if headline.is_beyond else one.value for one in some] for some in (own, others)]
+    difference = float(np.mean(sizes[0]) - np.mean(sizes[1]))
     half = stats.norm.ppf(0.975) * math.hypot(a, b)
-    how = f"beyond chance ({_chance(others[0])}); intervals of both added, {len(own)} seed{'s' * (len(own) > 1)}"
+    what = f"beyond chance ({_chance(others[0])})" if headline.is_beyond else "of the values"
+    how = f"{what}; intervals of both added, {len(own)} seed{'s' * (len(own) > 1)}"
     beyond = float(np.mean([excess(one) for one in others]))
-    return Compared(value, reference, beyond, difference, difference - half, difference + half, how)
+    return Compared(value, reference, beyond, difference, difference - half, difference + half, math.inf, how)
 
 
 def _of_seeds(table: Table, kind: str, measure: str) -> Iterator[Record]:
@@ -167,7 +173,8 @@ def _ratio(table: Table, model: str, reference: str, headline: Headline, margin:
     if found is None or own is None or other is None or found.interval is None or found.value <= 0:
         return
     low, high, log = found.interval.low, found.interval.high, math.log(found.value)
-    p = _p(log, math.log(low), math.log(high), found.n - 1) if low > 0 and math.isfinite(high) else math.nan
+    is_known = low > 0 and math.isfinite(high)
+    error = _error(math.log(low), math.log(high), found.n - 1) if is_known else math.nan
     yield Effect(
         measure=headline.measure,
         of="",
@@ -181,7 +188,7 @@ def _ratio(table: Table, model: str, reference: str, headline: Headline, margin:
         how=f"ratio at the same loss, 1 where circuits are as large; {found.interval.how}",
         effect=log,
         margin=math.log1p(margin),
-        p=p,
+        p=_p(log, error, found.n - 1) if is_known else math.nan,
         judgement="unsettled",
     )
 
@@ -203,7 +210,7 @@ def _judged(headline: Headline, of: str, found: Compared | None, margin: float) 
         how=found.how,
         effect=found.difference / found.excess,
         margin=margin,
-        p=_p(found.difference, found.low, found.high),
+        p=_p(found.difference, _error(found.low, found.high), found.freedom),
         judgement="unsettled",
     )
 
@@ -225,13 +232,12 @@ def _chance(record: Record) -> str:
 
 
 def _error(low: float, high: float, freedom: float = math.inf) -> float:
-    """Return the standard error behind a 95 % interval, of Student's t with so many degrees of freedom."""
+    """Return the standard error behind a 95 % interval: of draws, or of Student's t with so many degrees of freedom."""
     return (high - low) / (2 * float(stats.t.ppf(0.975, freedom)))
 
 
-def _p(value: float, low: float, high: float, freedom: float = math.inf) -> float:
-    """Return the two-sided p-value of no difference; of draws, as if they were normal."""
-    error = _error(low, high, freedom)
+def _p(value: float, error: float, freedom: float) -> float:
+    """Return the two-sided p-value of no difference."""
     if not error > 0:
         return 1.0 if value == 0 else 0.0
     return float(2 * stats.t.sf(abs(value) / error, freedom))
@@ -255,7 +261,8 @@ def judged(effect: Effect) -> Effect:
     """Return an effect with its judgement: the same within the margin, or easier or harder where p is small."""
     low, high = _effect_interval(effect)
     judgement: Judgement = "unsettled"
-    if -effect.margin <= low and high <= effect.margin:  # no, where they are nan
+    is_nothing = effect.low == effect.high == effect.null  # the same model twice
+    if is_nothing or (-effect.margin <= low and high <= effect.margin):  # no, where they are nan
         judgement = "same"
     elif effect.p < SURE:
         is_more = effect.difference > effect.null

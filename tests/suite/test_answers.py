@@ -121,14 +121,18 @@ def test_neurons_are_compared_in_pairs_beyond_chance() -> None:
     records = [
         record("selectivity", "dense/neurons", 0.8, (0.78, 0.82), 0.5),
         record("selectivity", "sparse/neurons", 0.9, (0.88, 0.92), 0.52),
-        record("selectivity", "sparse - dense/neurons", 0.08, (0.06, 0.10), 0.0),
+        replace(
+            record("selectivity", "sparse - dense/neurons", 0.08, (0.06, 0.10), 0.0),
+            protocol={"n_classes": 10},
+            interval=Interval(0.06, 0.10, "bootstrap over classes"),
+        ),
         record("selectivity", "sparse - dense/heads", -0.08, (-0.1, -0.06), 0.0),
     ]
     found = ask("neurons", records)
     [only] = found.effects
     assert (only.value, only.reference, only.difference) == (0.9, 0.8, 0.08)
     assert only.effect == pytest.approx(0.08 / 0.3)
-    assert only.p == pytest.approx(2 * stats.norm.sf(0.08 / (0.04 / (2 * 1.959964))))
+    assert only.p == pytest.approx(2 * stats.t.sf(0.08 / (0.04 / (2 * 1.959964)), 9))  # ten classes
     assert found.answer == "easier"
 
 
@@ -193,6 +197,15 @@ def test_dictionaries_are_compared_by_intervals_of_both() -> None:
     assert found.answer == "harder"
 
 
+def test_what_the_model_loses_is_compared_as_it_is() -> None:
+    own = record("loss_recovered", "site/0-x8-s0", 0.99, (0.98, 1.00), 0.24)  # of rows replaced by their mean
+    other = record("loss_recovered", "site/0-x8-s0", 0.98, (0.97, 0.99), 0.13)
+    entries = [Entry("sae", "a", other), Entry("sae", "b", own)]
+    [found] = verdicts([DENSE, SPARSE], ["sae"], entries, {"a": "dense", "b": "sparse"}, 0.1)
+    assert found.effects[0].difference == pytest.approx(0.01)
+    assert found.answer == "same"
+
+
 def test_dictionaries_of_several_seeds_vary_between_them() -> None:
     def of(model: str, values: Sequence[float]) -> list[Entry]:
         return [
@@ -210,6 +223,11 @@ def test_dictionaries_of_several_seeds_vary_between_them() -> None:
     error = math.sqrt(2 * 0.04 / 3)  # variance 0.04 between three seeds of each
     assert only.high - only.difference == pytest.approx(stats.norm.ppf(0.975) * error, rel=1e-4)
     assert found.answer == "unsettled"
+
+
+def test_the_same_model_twice_is_the_same() -> None:
+    nothing = effect(effect=math.nan, p=1.0, low=0.0, high=0.0)
+    assert judged(nothing).judgement == "same"
 
 
 def test_a_reference_at_chance_gives_no_share() -> None:
