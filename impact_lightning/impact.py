@@ -104,7 +104,11 @@ def impact(
             file.write(yaml.safe_dump(configuration, sort_keys=False).encode())
         told = Progress(plan, costs, n_jobs, times(plan, out))
         runner = Runner(plan, out, n_jobs, share, told, launcher, wandb)
-        runner.run()
+        try:
+            runner.run()
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+            raise SystemExit(130) from None
         outcome = collect(
             plan, out, images, title=title or out.name, configuration=configuration, margin=margin, errors=runner.errors
         )

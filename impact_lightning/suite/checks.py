@@ -5,6 +5,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -71,10 +72,9 @@ def _parse(verb: Verb, config: Config) -> None:
 
 def _with_classes(model: Config) -> Config:
     """Return a module's configuration with a number of classes, which the command takes from the data."""
-    from jsonargparse._util import import_object
-
     options = model.get("init_args", {})
-    needs = "n_classes" in inspect.signature(import_object(model["class_path"])).parameters
+    module, _, name = model["class_path"].rpartition(".")
+    needs = "n_classes" in inspect.signature(getattr(import_module(module), name)).parameters
     return {**model, "init_args": {**options, "n_classes": 2}} if needs else model
 
 

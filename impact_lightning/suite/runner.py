@@ -95,10 +95,10 @@ class Runner:
         self.told = told
         self.project = project
         self.own = {name for place, name in enumerate(plan.works) if share.has(place)}
-        self.began = time.time()
         self.running: list[Running] = []
         self.states: dict[str, State] = {}
         self.errors: dict[str, str] = {}
+        self.awaited: set[str] = set()
 
     def run(self) -> None:
         """Do everything that can be done; what fails is remembered in `errors`."""
@@ -106,6 +106,8 @@ class Runner:
             self._file(name, FAILED).unlink(missing_ok=True)  # of an earlier start: it is tried again
         try:
             while self._look():
+                if not self.running:
+                    self._say_what_is_awaited()
                 time.sleep(POLL if self.running else PATIENCE)
         finally:
             self._stop()
@@ -120,6 +122,13 @@ class Runner:
             if self.states.get(name, "waiting") == "waiting" and name not in self._at_work():
                 self._consider(name, work)
         return bool(self.running) or any(self.states.get(name, "waiting") == "waiting" for name in self.own)
+
+    def _say_what_is_awaited(self) -> None:
+        """Say, once each, which units of other jobs the own ones need."""
+        needed = {one for name in self.own if name not in self.states for one in self.plan.works[name].after}
+        for name in sorted(needed - self.own - self.states.keys() - self.awaited):
+            self.awaited.add(name)
+            print(f"waiting for {name}, which another job does", flush=True)
 
     def _at_work(self) -> set[str]:
         return {one.name for one in self.running}
