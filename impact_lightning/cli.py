@@ -1,10 +1,12 @@
 """The command line; the only file that knows LightningCLI."""
 
 import logging
+import os
 import sys
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from signal import SIGTERM
 from time import monotonic
 from typing import Any
 
@@ -16,6 +18,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed import is_torchelastic_launched
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from impact_lightning.activations.cached import CachedActivations as CachedActivations
@@ -166,9 +170,11 @@ class CLI(LightningCLI):
             ours.append(Progress())
         config["callbacks"] = [*_as_list(config.get("callbacks")), *ours]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, ArithmeticError) as error:
             raise UserError(f"trainer: {error}") from error
+        _refuse_strangers(trainer)
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Hand over the checkpoint that was found, and leave the showing of results to our callbacks."""
@@ -238,6 +244,16 @@ class CLI(LightningCLI):
             print(f"  {group}  " + "  ".join(values))
 
 
+def _refuse_strangers(trainer: Trainer) -> None:
+    """Refuse processes of torchrun that do not know of each other: each would do everything, in the same folder."""
+    started = int(os.environ.get("WORLD_SIZE", 1)) if is_torchelastic_launched() else 1
+    if started != trainer.world_size:
+        raise UserError(
+            f"torchrun has started {started} processes, and the trainer has {trainer.world_size}: set trainer.devices "
+            "to the processes of a machine, and trainer.num_nodes to the machines"
+        )
+
+
 def _as_list(value: Any) -> list[Any]:
     """Return one, several or no values as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
@@ -283,6 +299,8 @@ def main(args: ArgsType = None) -> None:
             trainer_defaults={"enable_model_summary": False},
             args=args,
         )
+    except SIGTERMException:  # it has no code of its own, and a run that was stopped is not one that has ended well
+        raise SystemExit(128 + SIGTERM) from None
     except (ValueError, OSError, MisconfigurationException, ProcessRaisedException) as error:
         message = explain(error, words)
         if message is None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import shlex
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import yaml
 from rich.console import Console
@@ -55,7 +56,7 @@ def impact(
     shard: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Ask of several models, at four levels, whether they are easier to understand than the first; write a report.
+    """Ask of several models, at four levels, whether they are easier to understand than a reference; write a report.
 
     Everything that is missing is made: models are trained, pruned and fine-tuned, dictionaries and circuits are fitted,
     and all of it is tested. Each of these units is one command of this program, is done once, and is kept below
@@ -65,13 +66,14 @@ def impact(
     Args:
         data: The images: `class_path` and `init_args`, as for `fit`.
         backbone: The architecture of the models.
-        models: How each model comes to be, by name: `Trained`, `Pruned` or `Given`.
+        models: How each model comes to be, by name: `Trained`, `Tuned`, `Pruned` or `Given`.
         out: Folder of the run.
         levels: Options of the levels; a level that is null is left out.
         reference: The model that the others are compared with.
         seeds: Seeds of training: every model is made and compared once for each.
         trainer: Options of the trainers of all units: `accelerator`, `devices`, `precision`, `logger`, ...
-        margin: Share of what the reference has beyond chance; differences below it are called the same.
+        margin: Share of what the reference has beyond chance; smaller differences are never called easier or harder,
+            and the same where their whole interval is below it.
         title: What the report is called; the name of the folder by default.
         wandb: W&B project: units become runs of one group named by the title, and one more holds the answers and the
             report. The environment decides the rest, such as WANDB_ENTITY and WANDB_MODE.
@@ -82,13 +84,16 @@ def impact(
     """
     _refuse_ranks()
     share = Share.parse(shard)
-    data, trainer = _of_class(plain(data)), plain(trainer)
+    data, trainer, levels = _of_class(plain(data)), plain(trainer) or {}, levels or Levels()
+    words = _words(launcher)
+    if not 0 <= margin < math.inf:
+        raise UserError(f"margin {margin}: it is a share, such as 0.1")
     images = open_images(data, "data")
     shared = Shared(data, {**_backbone(backbone), "num_classes": images.n_classes}, _quiet(trainer, title or out.name))
     plan = make_plan(models, levels, shared, seeds, reference)
     check_configurations(plan)
     plan = with_data(plan, image_fingerprints(plan))
-    costs = estimate(plan, scales(shared.backbone, partial(open_images, where="data")))
+    costs = estimate(plan, scales(backbone, partial(open_images, where="data")))
     n_jobs = _jobs(jobs)
     if dry_run:
         _show(plan, out, costs, n_jobs)
@@ -103,7 +108,7 @@ def impact(
         with atomic_write(out / "impact.yaml") as file:
             file.write(yaml.safe_dump(configuration, sort_keys=False).encode())
         told = Progress(plan, costs, n_jobs, times(plan, out))
-        runner = Runner(plan, out, n_jobs, share, told, launcher, wandb)
+        runner = Runner(plan, out, n_jobs, share, told, words, wandb)
         try:
             runner.run()
         except KeyboardInterrupt:
@@ -112,22 +117,24 @@ def impact(
         outcome = collect(
             plan, out, images, title=title or out.name, configuration=configuration, margin=margin, errors=runner.errors
         )
-        _write(out, outcome, plan)
+        with (out / ".lock-results").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of several jobs, one writes at a time
+            _write(out, outcome, plan)
         if wandb is not None:
             track_outcome(outcome, out, wandb)
-    show_outcome(outcome, out)
-    if runner.errors:
+    if any(unit.state in ("failed", "skipped") for unit in outcome.units):
         raise SystemExit(1)
 
 
 def _write(out: Path, outcome: Outcome, plan: Plan) -> None:
-    """Write everything that is made from what units left."""
+    """Write and show everything that is made from what units left."""
     write_outcome(out / FILE, outcome)
     write_tables(out / "tables", outcome)
     took = {name: {"seconds": seconds} for name, seconds in times(plan, out).items()}
     with atomic_write(out / "plan.json") as file:
         command = shlex.join(["python", "-m", "impact_lightning", *sys.argv[1:]])
         file.write((json.dumps({"command": command, "units": took}, indent=1) + "\n").encode())
+    show_outcome(outcome, out)
     write_report(out)
 
 
@@ -143,6 +150,14 @@ def _refuse_ranks() -> None:
         )
 
 
+def _words(launcher: str) -> list[str]:
+    """Return the words of a launcher."""
+    try:
+        return shlex.split(launcher)
+    except ValueError as error:
+        raise UserError(f"launcher {launcher!r}: {error}") from error
+
+
 def _backbone(backbone: Backbone) -> Config:
     """Return a backbone as a configuration, without what is as it always is."""
     default = plain(Backbone(""))
@@ -152,7 +167,7 @@ def _backbone(backbone: Backbone) -> Config:
 def _of_class(data: Config) -> Config:
     """Return a class and its options; the command line puts `--data.root` beside them."""
     beside = {key: value for key, value in data.items() if key not in ("class_path", "init_args")}
-    return {"class_path": data.get("class_path"), "init_args": {**data.get("init_args", {}), **beside}}
+    return {"class_path": data.get("class_path"), "init_args": {**(data.get("init_args") or {}), **beside}}
 
 
 def _quiet(trainer: Config, group: str) -> Config:
@@ -183,19 +198,25 @@ def _configured(value: Any) -> Any:
 
 @contextmanager
 def _alone(out: Path, share: Share) -> Iterator[None]:
-    """Keep the folder to this job: two that do the same units would be in each other's way."""
+    """Keep the folder to this job, or to jobs that share the plan: two that do the same are in each other's way."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / f".lock-{share.number}-of-{share.of}").open("w") as lock:
-        until = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise UserError(f"{out}: another `impact` is at work in this folder") from None
-                time.sleep(0.1)
+    with (out / ".lock").open("w") as whole, (out / f".lock-{share.number}-of-{share.of}").open("w") as part:
+        _lock(whole, fcntl.LOCK_SH if share.of > 1 else fcntl.LOCK_EX, out)
+        _lock(part, fcntl.LOCK_EX, out)
         yield
+
+
+def _lock(file: IO[str], kind: int, out: Path) -> None:
+    """Lock a file until it is closed; the units of a run that was killed may hold it for a moment."""
+    until = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise UserError(f"{out}: another `impact` is at work in this folder") from None
+            time.sleep(0.1)
 
 
 # -------------------------------------------------------------------------------------------------------------- shown
@@ -233,7 +254,7 @@ ANSWERS = {"easier": "green", "harder": "red", "same": "blue", "mixed": "yellow"
 
 
 def show_outcome(outcome: Outcome, out: Path) -> None:
-    """Print the answers, what failed, and where the report is."""
+    """Print the answers, and what failed."""
     console = Console(highlight=False)
     table = Table(title="easier to understand than the reference?", title_justify="left", header_style="bold")
     levels = list(dict.fromkeys(one.level for one in outcome.verdicts))
@@ -250,7 +271,6 @@ def show_outcome(outcome: Outcome, out: Path) -> None:
             console.print(f"[bold red]{unit.state}[/]  {escape(unit.name)}: {escape(unit.error)}")
             if unit.state == "failed":
                 console.print(f"        [dim]{escape(str(out / unit.folder / 'log.txt'))}[/]")
-    console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
 
 
 def _share(value: float) -> str:

@@ -217,4 +217,6 @@ def _picture(files: Files, row: int, method: str, picture: RGB) -> str:
     relevance = files.maps.get(f"{row}/{method}")
     if relevance is None:
         return ""
-    return jpeg((overlay(picture, relevance.float().numpy()) * 255).round().clip(0, 255).astype(np.uint8))
+    return jpeg(
+        (overlay(picture, relevance.float().nan_to_num(0.0).numpy()) * 255).round().clip(0, 255).astype(np.uint8)
+    )

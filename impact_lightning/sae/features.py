@@ -74,4 +74,7 @@ def read_features(folder: Path) -> tuple[Features, Description]:
         raise UserError(f"{path} cannot be read ({error}); run `test` again") from error
     if about.get("schema") != SCHEMA or tensors.keys() != set(Features._fields):
         raise UserError(f"{path} was not written by this version; run `test` again")
-    return Features(**tensors), Description(**json.loads(about["description"]))
+    try:
+        return Features(**tensors), Description(**json.loads(about["description"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); run `test` again") from error

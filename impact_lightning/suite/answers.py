@@ -7,11 +7,12 @@ of a level (Holm).
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from impact_lightning.results import Record
@@ -20,6 +21,7 @@ from impact_lightning.suite.outcome import Answer, Effect, Entry, Judgement, Mod
 SURE = 0.05  # p-values below this settle a question
 SEED = re.compile(r"-s\d+$")  # at the end of a dictionary's name
 Better = Literal["more", "less"]
+Floats = npt.NDArray[np.float64]
 
 
 class Headline(NamedTuple):
@@ -70,7 +72,12 @@ class Compared:
 
 
 def verdicts(
-    models: Sequence[Model], levels: Sequence[str], entries: Sequence[Entry], owners: Mapping[str, str], margin: float
+    models: Sequence[Model],
+    levels: Sequence[str],
+    entries: Sequence[Entry],
+    owners: Mapping[str, str],
+    margin: float,
+    unable: Container[str] = (),
 ) -> Iterator[Verdict]:
     """Yield the answer of each level for each model but the references.
 
@@ -80,6 +87,7 @@ def verdicts(
         entries: All records.
         owners: The model of each unit that has one.
         margin: Effects below this share of what the reference has beyond chance are the same.
+        unable: Models that do the task no better than chance: there is nothing in them to understand.
     """
     for level in levels:
         own = [entry for entry in entries if entry.level == level]
@@ -87,7 +95,8 @@ def verdicts(
         for model in models:
             if model.name != model.reference:
                 effects = holm([*_effects(level, table, model.name, model.reference, margin)])
-                yield verdict(level, model, effects)
+                lost = [name for name in (model.name, model.reference) if name in unable]
+                yield hollow(level, model, effects, lost[0]) if lost else verdict(level, model, effects)
 
 
 def _name(entry: Entry, owners: Mapping[str, str]) -> str:
@@ -134,7 +143,7 @@ def paired(table: Table, both: str, mine: str, theirs: str, headline: Headline, 
     how = f"in pairs, beyond chance ({_chance(other)}); {found.interval.how}"
     pairs = found.protocol.get("n_classes") if "classes" in found.interval.how else found.n
     freedom = float(pairs) - 1 if isinstance(pairs, int) else math.inf
-    return Compared(own.value, other.value, excess(other), found.value, low, high, freedom, how)
+    return Compared(own.value, other.value, _scale(other, own, headline), found.value, low, high, freedom, how)
 
 
 def unpaired(table: Table, mine: str, theirs: str, headline: Headline) -> Compared | None:
@@ -142,13 +151,13 @@ def unpaired(table: Table, mine: str, theirs: str, headline: Headline) -> Compar
     own, others = ([*_of_seeds(table, name, headline.measure)] for name in (mine, theirs))
     if not own or not others:
         return None
-    (value, a), (reference, b) = _mean(own), _mean(others)
-    sizes = [[_beyond(one) if headline.is_beyond else one.value for one in some] for some in (own, others)]
-    difference = float(np.mean(sizes[0]) - np.mean(sizes[1]))
-    half = stats.norm.ppf(0.975) * math.hypot(a, b)
+    sizes = [np.array([_beyond(one) if headline.is_beyond else one.value for one in some]) for some in (own, others)]
+    difference = float(sizes[0].mean() - sizes[1].mean())
+    half = stats.norm.ppf(0.975) * math.hypot(_spread(own, sizes[0]), _spread(others, sizes[1]))
+    value, reference = (float(np.mean([one.value for one in some])) for some in (own, others))
     what = f"beyond chance ({_chance(others[0])})" if headline.is_beyond else "of the values"
     how = f"{what}; intervals of both added, {len(own)} seed{'s' * (len(own) > 1)}"
-    beyond = float(np.mean([excess(one) for one in others]))
+    beyond = float(np.mean([_scale(one, mine_, headline) for one, mine_ in zip(others, own, strict=False)]))
     return Compared(value, reference, beyond, difference, difference - half, difference + half, math.inf, how)
 
 
@@ -158,12 +167,11 @@ def _of_seeds(table: Table, kind: str, measure: str) -> Iterator[Record]:
             yield record
 
 
-def _mean(records: Sequence[Record]) -> tuple[float, float]:
-    """Return a mean over seeds and its standard error, within and between them."""
-    values = np.array([record.value for record in records])
+def _spread(records: Sequence[Record], sizes: Floats) -> float:
+    """Return the standard error of a mean over seeds: within them, and between them."""
     within = np.array([_error(record.interval.low, record.interval.high) for record in records if record.interval])
-    between = values.var(ddof=1) if len(values) > 1 else 0.0
-    return float(values.mean()), float(np.sqrt(((within**2).mean() + between) / len(values)))
+    between = sizes.var(ddof=1) if len(sizes) > 1 else 0.0
+    return float(np.sqrt(((within**2).mean() + between) / len(sizes)))
 
 
 def _ratio(table: Table, model: str, reference: str, headline: Headline, margin: float) -> Iterator[Effect]:
@@ -215,11 +223,17 @@ def _judged(headline: Headline, of: str, found: Compared | None, margin: float) 
     )
 
 
-def excess(record: Record) -> float:
-    """Return the size of what a record has beyond chance; nan where its interval holds chance."""
-    beyond = _beyond(record)
+def excess(record: Record, better: Better) -> float:
+    """Return by how much a record is better than chance; nan where it is not, beyond half its interval."""
+    beyond = _beyond(record) * (1 if better == "more" else -1)
     half = 0.0 if record.interval is None else (record.interval.high - record.interval.low) / 2
-    return abs(beyond) if abs(beyond) > half else math.nan
+    return beyond if beyond > half else math.nan
+
+
+def _scale(reference: Record, model: Record, headline: Headline) -> float:
+    """Return what a difference is a share of: what the reference has beyond chance, or else the model."""
+    known = [excess(one, headline.better) for one in (reference, model)]
+    return known[1] if math.isnan(known[0]) else known[0]
 
 
 def _beyond(record: Record) -> float:
@@ -264,7 +278,7 @@ def judged(effect: Effect) -> Effect:
     is_nothing = effect.low == effect.high == effect.null  # the same model twice
     if is_nothing or (-effect.margin <= low and high <= effect.margin):  # no, where they are nan
         judgement = "same"
-    elif effect.p < SURE:
+    elif effect.p < SURE and abs(effect.effect) > effect.margin:  # no, where both are at chance
         is_more = effect.difference > effect.null
         judgement = "easier" if is_more == (effect.better == "more") else "harder"
     return replace(effect, judgement=judgement)
@@ -277,6 +291,13 @@ def _effect_interval(effect: Effect) -> tuple[float, float]:
         return ends[0], ends[1]
     scale = effect.effect / effect.difference if effect.difference else math.nan
     return effect.low * scale, effect.high * scale
+
+
+def hollow(level: str, model: Model, effects: list[Effect], unable: str) -> Verdict:
+    """Return the answer of a comparison in which one of both cannot do the task."""
+    words = f"{unable} does the task no better than chance: what is found in it says nothing about understanding."
+    unsettled = [replace(effect, judgement="unsettled") for effect in effects]
+    return Verdict(level, model.name, model.reference, "unsettled" if effects else "missing", words, unsettled)
 
 
 def verdict(level: str, model: Model, effects: list[Effect]) -> Verdict:
@@ -293,8 +314,13 @@ def verdict(level: str, model: Model, effects: list[Effect]) -> Verdict:
         answer = "harder"
     elif found == {"same"}:
         answer = "same"
-    telling = sorted(effects, key=lambda effect: effect.judgement not in ("easier", "harder"))  # what decides, first
+    telling = sorted(effects, key=_importance)
     return Verdict(level, model.name, model.reference, answer, _words(level, model, answer, effects), telling)
+
+
+def _importance(effect: Effect) -> tuple[bool, float]:
+    """Return what effects are ordered by: those that decide first, the largest of them before others."""
+    return effect.judgement not in ("easier", "harder"), -abs(effect.effect) if math.isfinite(effect.effect) else 0.0
 
 
 WHERE = {

@@ -50,7 +50,7 @@ def collect(
         configuration=configuration,
         models=models,
         units=units,
-        verdicts=list(verdicts(models, levels, entries, owners, margin)),
+        verdicts=list(verdicts(models, levels, entries, owners, margin, _unable(entries, models))),
         planted=list(planted(data, entries, units, [one.name for one in models], out))
         if isinstance(data, SceneData)
         else [],
@@ -105,6 +105,13 @@ def _model(member: Member, entries: Iterable[Entry]) -> Model:
         weights=own["top1"].weights if "top1" in own else "",
         top1=_value(own, "top1"),
     )
+
+
+def _unable(entries: Iterable[Entry], models: Iterable[Model]) -> set[str]:
+    """Return the models whose accuracy is not surely above chance."""
+    tested = {entry.unit: entry.record for entry in entries if entry.record.measure == "top1" and not entry.level}
+    found = {model.name: tested[f"{model.name}/test"] for model in models if f"{model.name}/test" in tested}
+    return {name for name, one in found.items() if one.null and one.interval and one.interval.low <= one.null.value}
 
 
 def _value(records: Mapping[str, Record], measure: str) -> float:

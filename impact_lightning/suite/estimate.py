@@ -8,13 +8,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
-import timm
 import torch
 
+from impact_lightning.backbones import Backbone
+from impact_lightning.backbones.image_size import check_image_size
 from impact_lightning.data.module import ImageDataModule
 from impact_lightning.suite.plan import Plan, image_configs
 from impact_lightning.suite.sources import Config
@@ -67,7 +68,7 @@ def estimate(plan: Plan, scales: Callable[[Work], Scale]) -> dict[str, Cost]:
     return {name: _cost(work, scales(work)) for name, work in plan.works.items()}
 
 
-def scales(backbone: Config, images: Callable[[Config], ImageDataModule]) -> Callable[[Work], Scale]:
+def scales(backbone: Backbone, images: Callable[[Config], ImageDataModule]) -> Callable[[Work], Scale]:
     """Return what tells how large the model and the images of a unit are; one forward is measured.
 
     Args:
@@ -85,10 +86,11 @@ def scales(backbone: Config, images: Callable[[Config], ImageDataModule]) -> Cal
             opened[key] = images(json.loads(key))
         data = opened[key]
         if model is None:
-            arguments = {**backbone.get("model_args", {}), "num_classes": data.n_classes}
+            bare = replace(backbone, pretrained=False, weights=None, head=None, num_classes=data.n_classes)
             with torch.device("meta"):
-                model = timm.create_model(backbone["name"], **arguments)
-            forward = _apart(_seconds_of_forward, backbone["name"], arguments, data.image_shape)
+                model = bare.build()
+            check_image_size(model, "backbone", data.image_shape)
+            forward = _apart(_seconds_of_forward, bare, data.image_shape)
         n = {"train": len(data.split("train")), "val": len(data.split("val")), "test": len(data.split("test"))}
         parameters = sum(p.numel() for p in model.parameters())
         tokens = model.patch_embed.num_patches + model.num_prefix_tokens
@@ -103,10 +105,10 @@ def _apart(function: Callable[..., float], *args: Any) -> float:
         return pool.apply(function, args)
 
 
-def _seconds_of_forward(name: str, arguments: Config, shape: tuple[int, int, int]) -> float:
+def _seconds_of_forward(backbone: Backbone, shape: tuple[int, int, int]) -> float:
     """Return the seconds that a forward of one image takes, on a GPU if there is one."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
-    model = timm.create_model(name, **arguments).eval().to(place)
+    model = backbone.build().eval().to(place)
     images = torch.zeros(256 if place == "cuda" else 16, *shape, device=place)
     seconds = []
     with torch.inference_mode():

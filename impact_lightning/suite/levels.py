@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from impact_lightning.suite.sources import CLASSIFIER, Config, Shared
+from impact_lightning.suite.sources import CLASSIFIER, Config, Shared, fill
 from impact_lightning.suite.work import Work, merged
 from impact_lightning.types import UserError
 
@@ -34,6 +34,12 @@ class Level:
     apart: bool = False
     seeds: list[int] = field(default_factory=lambda: [0])
     extract: Config | None = None
+
+    def __post_init__(self) -> None:
+        """Let what is left out be empty."""
+        fill(self, "model", "data", "images", "trainer")
+        if min(self.seeds, default=0) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds {self.seeds}: each once, from 0")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Unit:
         name: Such as `dense/fit`, `neurons` or `sae/dense/test`.
         level: The level that it serves; empty where it makes or tests models.
         models: The models that it reads or makes.
-        verb: `fit`, `test` or `prune`.
+        verb: `fit`, `test`, `prune` or `extract`.
         folder: Where it was run, below the folder of the run; its configuration and its log are there.
         fingerprint: Of everything that it depends on.
         after: Names of the units whose files it reads.
@@ -86,8 +86,9 @@ class Effect:
         high: Upper end of it.
         null: The difference where there is none: 0, or of a ratio 1.
         how: What the null and the interval are, in words.
-        effect: The difference as a share of what the reference has beyond chance; of a ratio, its logarithm.
-        margin: Effects below this are called the same; fixed before anything was measured.
+        effect: The difference as a share of what the reference has beyond chance, or else the model; of a ratio,
+            its logarithm.
+        margin: Smaller effects are never called easier or harder; fixed before anything was measured.
         p: Two-sided p-value of no difference, corrected over the measures of the level (Holm).
         judgement: What it says.
     """
@@ -118,7 +119,7 @@ class Verdict:
         reference: What it is compared with.
         answer: Easier, harder or the same to understand, or why that is not known.
         words: The answer as one sentence.
-        effects: The measures behind it, the most important one first.
+        effects: The measures behind it: those that decide first, then by size.
     """
 
     level: str

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ from impact_lightning import __version__
 from impact_lightning.backbones.named import NAME
 from impact_lightning.suite import levels
 from impact_lightning.suite.levels import Levels
+from impact_lightning.suite.outcome import LEVELS
 from impact_lightning.suite.sources import Config, Shared, Source
-from impact_lightning.suite.work import Work, placed, texts
+from impact_lightning.suite.work import Work, placed
 from impact_lightning.types import UserError
 
+FILES = ("weights", "head")  # keys of a backbone
+LONGEST = 60  # letters of a model's name: it becomes that of folders
 SCHEME = 1  # of fingerprints: a new number makes every unit anew
 
 
@@ -59,10 +62,9 @@ class Plan:
         """What each unit depends on: its configuration, files, images, units before it, and the program's version."""
         found: dict[str, str] = {}
         for name, work in self.works.items():
-            config = placed([work.config, work.checkpoint], found.__getitem__)
-            files = {text: digest for text in texts(config) if (digest := _digest(text))}
+            config = known_by_bytes(placed([work.config, work.checkpoint], found.__getitem__))
             images = [self.data[key] for key in image_configs(work.config) if key in self.data]
-            everything = [SCHEME, __version__, work.verb, config, files, images]
+            everything = [SCHEME, __version__, work.verb, config, images]
             found[name] = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
         return found
 
@@ -96,6 +98,9 @@ def make_plan(models: Mapping[str, Source], levels_: Levels, shared: Shared, see
         compared = [made[reference], *(one for group, one in made.items() if group != reference)]
         members += compared
         works += levels.works(levels_, shared, {one.name: one.backbone for one in compared}, seed)
+    names_ = [work.name for work in works]
+    if twice := {name for name in names_ if names_.count(name) > 1}:
+        raise UserError(f"models: two units would be called {min(twice)}; give that model another name")
     return Plan({work.name: work for work in works}, members)
 
 
@@ -114,7 +119,9 @@ def image_configs(config: Any) -> list[str]:
 
 def _check(models: Mapping[str, Source], seeds: list[int], reference: str) -> None:
     for name in models:
-        if not NAME.fullmatch(name):
+        if name in LEVELS or len(str(name)) > LONGEST:
+            raise UserError(f"models: {name!r}: levels have that name, or it is longer than {LONGEST} letters")
+        if not NAME.fullmatch(str(name)):
             raise UserError(f"models: {name!r} names files, so it may hold letters, digits and . _ + - only")
     if reference not in models:
         raise UserError(f"reference {reference!r} is none of the models: {', '.join(models) or 'there are none'}")
@@ -144,13 +151,26 @@ def _order(models: Mapping[str, Source], reference: str) -> list[str]:
     return order
 
 
-def _digest(text: str) -> str:
-    """Return the hash of a file's bytes, or nothing for what names no file."""
-    path = Path(text)
-    try:
-        if not path.is_file():
-            return ""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):  # too long for a name, or a null byte
-        return ""
+def known_by_bytes(value: Any) -> Any:
+    """Return a configuration in which files of weights stand as their bytes, wherever they lie."""
+    if isinstance(value, dict):
+        return {
+            key: _digest(Path(item))
+            if key in FILES and isinstance(item, str) and Path(item).is_file()
+            else known_by_bytes(item)
+            for key, item in value.items()
+        }
+    return [known_by_bytes(item) for item in value] if isinstance(value, list) else value
+
+
+def _digest(path: Path) -> str:
+    """Return the hash of a file's bytes."""
+    about = path.stat()
+    return _digest_of(path.resolve(), about.st_size, about.st_mtime_ns)
+
+
+@lru_cache
+def _digest_of(path: Path, size: int, changed: int) -> str:
+    """Return the hash of a file, which is read once as long as it does not change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -103,8 +103,13 @@ def _features(data: SceneData, units: Sequence[Unit], model: str, out: Path) -> 
             grid = data.source.grid
             values = torch.from_numpy(grid.factors_of(split.rows))  # (N, factors)
             value, null, most = recovered(features, values)
-            known = f"every factor of the scenes: values that a feature of {description.name} stands for"
+            known = f"{_count(values)} values of all factors: those that a feature of {description.name} stands for"
             yield Planted("sae", model, known, "share_of_factor_values", value, null, math.nan, math.nan, value > most)
+
+
+def _count(values: Tensor) -> int:
+    """Return how many values all factors `(N, factors)` take together."""
+    return sum(len(factor.unique()) for factor in values.T)
 
 
 def recovered(features: Features, values: Tensor, seed: int = 0) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,17 @@ import torch
 import yaml
 
 from impact_lightning.files import atomic_write
+from impact_lightning.results import read_results
 from impact_lightning.suite.outcome import State
 from impact_lightning.suite.plan import Plan
 from impact_lightning.suite.work import Work, placed
 from impact_lightning.types import UserError
 
-DONE, FAILED, LOG, CONFIG = "done.json", "failed.json", "log.txt", "unit.yaml"
+DONE, FAILED, LOG, CONFIG, RESULTS = "done.json", "failed.json", "log.txt", "unit.yaml", "results.json"
 POLL = 0.05  # seconds between two looks at what runs
 LOGGER = "lightning.pytorch.loggers.WandbLogger"
 PATIENCE = 5.0  # between two looks at what other jobs do
+GRACE = 600.0  # seconds in which another job may still start, and try again what has failed before
 DEATH = 1  # PR_SET_PDEATHSIG
 
 
@@ -59,6 +61,7 @@ class Running:
     name: str
     pid: int
     slot: int
+    said: int  # bytes of its log that are of earlier starts
     began: float
 
 
@@ -85,25 +88,28 @@ class Runner:
         jobs: int,
         share: Share,
         told: Told,
-        launcher: str = "",
+        launcher: Sequence[str] = (),
         project: str | None = None,
     ) -> None:
         self.plan = plan
         self.out = out
         self.jobs = jobs
-        self.launcher = shlex.split(launcher)
+        self.launcher = launcher
         self.told = told
         self.project = project
         self.own = {name for place, name in enumerate(plan.works) if share.has(place)}
         self.running: list[Running] = []
         self.states: dict[str, State] = {}
         self.errors: dict[str, str] = {}
+        self.began = time.time()
+        self.asked = 0.0  # when the disk was looked at
         self.awaited: set[str] = set()
 
     def run(self) -> None:
         """Do everything that can be done; what fails is remembered in `errors`."""
         for name in self.own:
             self._file(name, FAILED).unlink(missing_ok=True)  # of an earlier start: it is tried again
+        self._recall(self.plan.works.keys())
         try:
             while self._look():
                 if not self.running:
@@ -118,10 +124,30 @@ class Runner:
         """Take note of what has ended, begin what can be, and return whether anything is left."""
         for one in [*self.running]:
             self._reap(one)
+        if time.monotonic() - self.asked > PATIENCE:
+            self._recall(self.plan.works.keys() - self.own)
+        busy = {one.name for one in self.running}
         for name, work in self.plan.works.items():
-            if self.states.get(name, "waiting") == "waiting" and name not in self._at_work():
+            if name in self.own and name not in self.states and name not in busy:
                 self._consider(name, work)
-        return bool(self.running) or any(self.states.get(name, "waiting") == "waiting" for name in self.own)
+        return bool(self.running) or bool(self.own - self.states.keys())
+
+    def _recall(self, names: Collection[str]) -> None:
+        """Take note of what is on the disk: done before, or by another job."""
+        self.asked = time.monotonic()
+        for name in self.plan.works:  # in their order: a failure skips what comes after it
+            if name in names and name not in self.states:
+                if is_whole(self.plan.works[name], self._file(name, ""), self.plan.fingerprints[name]):
+                    self.states[name] = "done"
+                elif name not in self.own:
+                    self._hear_of(name, self.plan.works[name])
+
+    def _consider(self, name: str, work: Work) -> None:
+        """Skip a unit that cannot be done, or begin one that can."""
+        if lost := [one for one in work.after if self.states.get(one) in ("failed", "skipped")]:
+            self.states[name], self.errors[name] = "skipped", f"{lost[0]} is not there"
+        elif len(self.running) < self.jobs and all(self.states.get(one) == "done" for one in work.after):
+            self._begin(name, work)
 
     def _say_what_is_awaited(self) -> None:
         """Say, once each, which units of other jobs the own ones need."""
@@ -130,25 +156,15 @@ class Runner:
             self.awaited.add(name)
             print(f"waiting for {name}, which another job does", flush=True)
 
-    def _at_work(self) -> set[str]:
-        return {one.name for one in self.running}
-
-    def _consider(self, name: str, work: Work) -> None:
-        """Find out whether a unit is done, cannot be done, or can begin."""
-        if is_done(self._file(name, DONE), self.plan.fingerprints[name]):
-            self.states[name] = "done"
-        elif lost := [one for one in work.after if self.states.get(one) in ("failed", "skipped")]:
+    def _hear_of(self, name: str, work: Work) -> None:
+        """Take note of a failure in another job; an older one may be tried again by a job that is yet to start."""
+        if lost := [one for one in work.after if self.states.get(one) in ("failed", "skipped")]:
             self.states[name], self.errors[name] = "skipped", f"{lost[0]} is not there"
-        elif name not in self.own:
-            self._hear_of(name)
-        elif len(self.running) < self.jobs and all(self.states.get(one) == "done" for one in work.after):
-            self._begin(name, work)
-
-    def _hear_of(self, name: str) -> None:
-        """Take note of a failure in another job."""
-        with suppress(OSError, ValueError, KeyError):
-            self.errors[name] = str(json.loads(self._file(name, FAILED).read_text())["error"])
-            self.states[name] = "failed"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            note = self._file(name, FAILED)
+            error = str(json.loads(note.read_text())["error"])
+            if note.stat().st_mtime >= self.began or time.time() - self.began > GRACE:
+                self.states[name], self.errors[name] = "failed", error
 
     def _file(self, name: str, file: str) -> Path:
         return self.out / self.plan.folder(name) / file
@@ -160,6 +176,9 @@ class Runner:
         folder = self._file(name, "")
         folder.mkdir(parents=True, exist_ok=True)
         words = self._words(name, work, folder)
+        if work.verb == "test":  # nothing of an earlier start, whole or not, is to stand among what is measured now
+            (folder / RESULTS).unlink(missing_ok=True)
+        said = (folder / LOG).stat().st_size if (folder / LOG).exists() else 0
         slot = min(set(range(self.jobs)) - {one.slot for one in self.running})
         self.told(name, "waiting", 0.0)
         sys.stdout.flush()
@@ -167,7 +186,7 @@ class Runner:
         pid = os.fork()
         if pid == 0:
             _be_unit(words, folder / LOG, self.launcher, self.jobs, slot)
-        self.running.append(Running(name, pid, slot, time.monotonic()))
+        self.running.append(Running(name, pid, slot, said, time.monotonic()))
 
     def _words(self, name: str, work: Work, folder: Path) -> list[str]:
         """Write the configuration of a unit, and return the words of its command."""
@@ -192,7 +211,7 @@ class Runner:
             return
         self.running.remove(one)
         seconds, code = time.monotonic() - one.began, os.waitstatus_to_exitcode(status)
-        error = "" if code == 0 else _why(code, self._file(one.name, LOG))
+        error = "" if code == 0 else _why(code, self._file(one.name, LOG), one.said)
         self.states[one.name] = "failed" if error else "done"
         file, content = (FAILED, {"error": error}) if error else (DONE, {})
         with atomic_write(self._file(one.name, file)) as written:
@@ -210,6 +229,20 @@ class Runner:
         for one in self.running:
             with suppress(ChildProcessError):
                 os.waitpid(one.pid, 0)
+
+
+def is_whole(work: Work, folder: Path, fingerprint: str) -> bool:
+    """Return whether a unit has ended well, and what others need of it is still there."""
+    if not is_done(folder / DONE, fingerprint):
+        return False
+    if work.verb == "test":
+        try:
+            read_results(folder / RESULTS)
+        except UserError:
+            return False
+        return True
+    made = {"fit": "checkpoints/last.ckpt", "prune": "pruned.safetensors", "extract": "shards/manifest.json"}
+    return (folder / made[work.verb]).exists()
 
 
 def is_done(path: Path, fingerprint: str) -> bool:
@@ -242,7 +275,7 @@ def states_on_disk(plan: Plan, out: Path) -> Iterator[tuple[str, State, str]]:
 # ------------------------------------------------------------------------------------------------------ inside a unit
 
 
-def _be_unit(words: list[str], log: Path, launcher: list[str], jobs: int, slot: int) -> None:
+def _be_unit(words: list[str], log: Path, launcher: Sequence[str], jobs: int, slot: int) -> None:
     """Become the process of a unit: never returns.
 
     The program is already in memory, which saves the seconds that it takes to import it.
@@ -255,7 +288,11 @@ def _be_unit(words: list[str], log: Path, launcher: list[str], jobs: int, slot: 
         print("$", shlex.join([*(launcher or ["python"]), "-m", "impact_lightning", *words]), flush=True)
         _share_machine(jobs, slot)
         if launcher:
-            os.execvp(launcher[0], [*launcher, "-m", "impact_lightning", *words])
+            try:
+                os.execvp(launcher[0], [*launcher, "-m", "impact_lightning", *words])
+            except OSError as error:
+                print(f"error: launcher {launcher[0]!r} cannot be started: {error.strerror}")
+                raise SystemExit(2) from error
         sys.argv = ["impact_lightning", *words]
         runpy.run_module("impact_lightning", run_name="__main__", alter_sys=True)
         code = 0
@@ -302,13 +339,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _why(code: int, log: Path) -> str:
-    """Return why a unit failed: what it said, or which signal ended it."""
+def _why(code: int, log: Path, earlier: int) -> str:
+    """Return why a unit failed: what it said behind so many bytes, or which signal ended it."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
     with suppress(OSError):
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        text = log.read_bytes()[earlier:].decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return (said or lines or [f"exit code {code}"])[-1]
     return f"exit code {code}"

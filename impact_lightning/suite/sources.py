@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impact_lightning.suite.work import Work, merged
+from impact_lightning.suite.work import Work, merged, plain
 from impact_lightning.types import UserError
 
 if TYPE_CHECKING:
@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 else:
     Config = dict  # of Any, the parser would fill in every default of the classes that are named in it
 CLASSIFIER = "impact_lightning.backbones.classifier.LitClassifier"
+
+
+def fill(options: Any, *names: str) -> None:
+    """Let options that are null, or not there, be empty mappings; refuse those that are no mappings."""
+    for name in names:
+        value = plain(getattr(options, name))
+        if not isinstance(value, dict | None):
+            raise UserError(f"{name} is {value!r}: it must be a mapping of options")
+        object.__setattr__(options, name, value or {})
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Refuse what names no model, or two."""
+        fill(self, "model", "images", "trainer", "checkpoint")
         if self.keep not in ("best", "last"):
             raise UserError(f"keep is {self.keep!r}: the model is its `best` or its `last` checkpoint")
         if "backbone" in self.model:
@@ -132,6 +142,12 @@ class Pruned(Source):
     options: Config = field(default_factory=dict)
     finetune: Training | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse shares that are none."""
+        fill(self, "options")
+        if not 0 < self.sparsity < 1:
+            raise UserError(f"sparsity {self.sparsity} is no share of the weights: it lies between 0 and 1")
+
     @property
     def origin(self) -> str:
         """Name of the model that it is made from."""
@@ -191,6 +207,12 @@ class Given(Source):
     weights: Path | None = None
     backbone: Config = field(default_factory=dict)
     kind = "given"
+
+    def __post_init__(self) -> None:
+        """Refuse a file that is not there."""
+        fill(self, "backbone")
+        if self.weights is not None and not self.weights.is_file():
+            raise UserError(f"weights {self.weights}: there is no such file")
 
     def works(self, name: str, shared: Shared, seed: int, origin: Config | None) -> tuple[list[Work], Config]:
         """Return no units: there is nothing to do."""

@@ -85,7 +85,12 @@ def test_the_margin_is_a_share_of_what_the_reference_has() -> None:
     small = effect(0.5, 0.2, effect=0.05)  # the reference has 10
     assert judged(small).judgement == "same"
     assert judged(replace(small, effect=0.5)).judgement == "easier"
-    assert judged(replace(small, effect=math.nan)).judgement == "easier"  # p alone
+    assert judged(replace(small, effect=math.nan)).judgement == "unsettled"  # both are at chance
+
+
+def test_a_sure_difference_within_the_margin_is_not_called_easier() -> None:
+    assert judged(effect(0.5, 0.2, effect=0.09)).judgement == "unsettled"  # its interval reaches over the margin
+    assert judged(effect(0.5, 0.2, effect=0.11)).judgement == "easier"
 
 
 def test_p_values_are_corrected_as_holm_does() -> None:
@@ -231,9 +236,43 @@ def test_the_same_model_twice_is_the_same() -> None:
 
 
 def test_a_reference_at_chance_gives_no_share() -> None:
-    assert math.isnan(excess(record("m", "x", 0.5, (0.4, 0.6), 0.45)))
-    assert excess(record("m", "x", 0.7, (0.6, 0.8), 0.5)) == pytest.approx(0.2)
-    assert excess(record("m", "x", 0.7)) == pytest.approx(0.7)
+    assert math.isnan(excess(record("m", "x", 0.5, (0.4, 0.6), 0.45), "more"))
+    assert excess(record("m", "x", 0.7, (0.6, 0.8), 0.5), "more") == pytest.approx(0.2)
+    assert math.isnan(excess(record("m", "x", 0.7, (0.6, 0.8), 0.5), "less"))  # worse than chance
+    assert excess(record("m", "x", 0.3, (0.2, 0.4), 0.5), "less") == pytest.approx(0.2)
+    assert excess(record("m", "x", 0.7), "more") == pytest.approx(0.7)
+
+
+def test_where_the_reference_is_at_chance_the_model_is_the_scale() -> None:
+    records = [
+        record("selectivity", "dense/neurons", 0.5, (0.45, 0.55), 0.5),
+        record("selectivity", "sparse/neurons", 0.7, (0.65, 0.75), 0.5),
+        record("selectivity", "sparse - dense/neurons", 0.2, (0.15, 0.25), 0.0),
+    ]
+    [only] = ask("neurons", records).effects
+    assert only.effect == pytest.approx(1.0)
+    assert only.judgement == "easier"
+    at_chance = [replace(one, value=0.51) if one.of == "sparse/neurons" else one for one in records]
+    assert ask("neurons", at_chance).effects[0].judgement == "unsettled"
+
+
+def test_a_model_that_cannot_do_the_task_settles_nothing() -> None:
+    records = [
+        record("selectivity", "dense/neurons", 0.8, (0.78, 0.82), 0.5),
+        record("selectivity", "sparse/neurons", 0.9, (0.88, 0.92), 0.52),
+        record("selectivity", "sparse - dense/neurons", 0.08, (0.06, 0.10), 0.0),
+    ]
+    entries = [Entry("neurons", "u", one) for one in records]
+    [found] = verdicts([DENSE, SPARSE], ["neurons"], entries, {}, 0.1, {"dense"})
+    assert found.answer == "unsettled"
+    assert "dense does the task no better than chance" in found.words
+    assert {one.judgement for one in found.effects} == {"unsettled"}
+
+
+def test_what_decides_comes_first() -> None:
+    some = [effect(0.05, 0.04), effect(0.3, 0.1), effect(-0.9, 0.1), effect(0.2, 1.0)]
+    found = verdict("neurons", SPARSE, holm(some)).effects
+    assert [one.difference for one in found] == [-0.9, 0.3, 0.2, 0.05]
 
 
 def test_nothing_measured_is_said() -> None:

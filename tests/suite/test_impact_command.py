@@ -1,6 +1,5 @@
 """The verb `impact` from the command line: one small run, and what is left of it by kills, jobs and ranks."""
 
-import json
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from impact_lightning.cli import main
 from impact_lightning.suite.outcome import read_outcome
 
 CONFIG = Path("tests/conf/impact.yaml")
@@ -82,20 +82,30 @@ def test_the_report_is_made_from_the_folder_alone(finished: Path) -> None:
     assert (finished / "report.html").read_bytes() == before
 
 
-def test_mistakes_are_named_before_any_work(tmp_path: Path) -> None:
-    for words, message in (
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["--data.root", "x"], "root"),
         (["--reference", "other"], "reference 'other'"),
         (["--levels.circuits.model", "{mean_imges: 4}"], "unit circuits/fit"),
         (["--trainer", "{max_epoch: 3}"], "max_epoch"),
         (["--shard", "3/2"], "3/16"),
         (["--jobs", "0"], "jobs"),
-    ):
-        done = run(tmp_path / "none", *words)
-        assert done.returncode == 2, (words, done.stdout)
-        assert message in done.stderr, done.stderr
-        assert done.stderr.startswith("error: ")
-        assert not (tmp_path / "none" / "units").exists()
+        (["--margin", "-1"], "margin"),
+        (["--launcher", "'a"], "launcher"),
+        (["--backbone.model_args.img_size", "64"], "backbone"),
+        (["--backbone.name", "resnet18"], "resnet18"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["impact", "--config", str(CONFIG), "--out", str(tmp_path / "none"), *words])
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_unit_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> None:
@@ -145,7 +155,7 @@ def test_jobs_that_share_the_plan_change_nothing(finished: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_two_ranks_measure_the_same(finished: Path, tmp_path: Path) -> None:
-    """The models are given, so that only what is measured differs: training on two ranks rounds differently."""
+    """The models are given; dictionaries and circuits are trained by one rank, and by two."""
     [dense] = finished.glob("units/dense/fit-*/checkpoints/best.ckpt")
     [wanda] = finished.glob("units/wanda50/finetune-*/checkpoints/best.ckpt")
     config = yaml.safe_load(CONFIG.read_text())
@@ -160,6 +170,11 @@ def test_two_ranks_measure_the_same(finished: Path, tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(config))
         done = run(tmp_path / f"run{ranks}", config=path)
         assert done.returncode == 0, done.stdout + done.stderr
-        outcome = json.loads((tmp_path / f"run{ranks}" / "results.json").read_text())
-        found.append([one for one in outcome["records"] if one["level"] in ("", "neurons", "attribution")])
-    assert found[0] == found[1]
+        found.append(read_outcome(tmp_path / f"run{ranks}" / "results.json"))
+    assert [one.answer for one in found[0].verdicts] == [one.answer for one in found[1].verdicts]
+    assert len(found[0].entries) == len(found[1].entries) > 500
+    for one, other in zip(found[0].entries, found[1].entries, strict=True):
+        assert (one.unit, one.record.of, one.record.measure) == (other.unit, other.record.of, other.record.measure)
+        exactly = one.level in ("", "attribution")
+        numbers = pytest.approx(one.record.value, rel=0 if exactly else 1e-6, abs=0 if exactly else 1e-9, nan_ok=True)
+        assert other.record.value == numbers, one.record.measure  # other levels sum, or train, in another order

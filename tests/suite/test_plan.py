@@ -99,9 +99,11 @@ def test_other_images_make_everything_anew_that_reads_them() -> None:
 
 def test_a_file_is_known_by_its_bytes(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
-    models = {"dense": Given(file)}
     file.write_bytes(b"1")
+    models = {"dense": Given(file)}
     first = plan(models)
+    (tmp_path / "moved.safetensors").write_bytes(b"1")
+    assert not changed(first, plan({"dense": Given(tmp_path / "moved.safetensors")}))
     assert not changed(first, plan(models))
     file.write_bytes(b"2")
     assert changed(first, plan(models)) == set(first.works)
@@ -117,6 +119,8 @@ def test_another_configuration_has_another_folder() -> None:
     ("models", "changes", "message"),
     [
         ({"a/b": Trained()}, {"reference": "a/b"}, "a/b"),
+        ({"circuits": Trained()}, {"reference": "circuits"}, "levels have that name"),
+        ({"x" * 99: Trained()}, {"reference": "x" * 99}, "longer than"),
         (MODELS, {"reference": "none"}, "reference 'none'.*dense"),
         (MODELS, {"seeds": []}, "seeds"),
         (MODELS, {"seeds": [1, 1]}, "seeds"),
@@ -137,6 +141,18 @@ def test_options_of_dictionaries_are_refused_elsewhere() -> None:
         Levels(circuits=Level(extract={}))
     with pytest.raises(UserError, match=r"levels\.sae\.seeds"):
         Levels(sae=Level(seeds=[]))
+
+
+def test_options_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sparsity"):
+        Pruned("dense", 1.5)
+    with pytest.raises(UserError, match=r"w\.ckpt: there is no such file"):
+        Given(tmp_path / "w.ckpt")
+    with pytest.raises(UserError, match="must be a mapping"):
+        Training(trainer=[1])  # type: ignore[arg-type]
+    assert Training(trainer=None).trainer == {}  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="seeds"):
+        Level(seeds=[0, 0])
 
 
 def test_the_backbone_of_a_training_is_refused() -> None:

@@ -35,7 +35,7 @@ def pictures(root: Path, classes: int, splits: dict[str, int], size: int = 8) ->
 @pytest.mark.parametrize(
     ("recipe", "classes", "splits", "units"),
     [
-        ("configs/quickstart.yaml", 0, {}, 27),
+        ("configs/quickstart.yaml", 0, {}, 37),
         ("configs/cifar10_impact.yaml", 10, {"train": 26, "test": 1}, 26),
         (str(DEIT), 1000, {"train": 1, "val": 1}, 233),
     ],
