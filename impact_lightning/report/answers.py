@@ -1,5 +1,6 @@
 """The first screen: for each level and model, whether it became easier to understand, by how much, beside its null."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def section(outcome: Outcome, folder: Path) -> Section:
         models=[(model, facts(model)) for model in models],
         references=[(model, facts(model)) for model in outcome.models if model.reference == model.name],
         levels=levels,
+        is_once=len({model.seed for model in outcome.models}) == 1,
         signs=SIGNS,
         head=EFFECT_HEAD,
         several=several,
@@ -144,18 +146,23 @@ def cell(verdict: Verdict | None) -> Cell:
     wanted = ("easier", "harder") if verdict.answer == "mixed" else (verdict.answer,)
     telling = {one: [effect for effect in verdict.effects if effect.judgement == one] for one in wanted}
     shown = [own[0] for own in telling.values() if own] or verdict.effects[:1]
-    facts = [Fact(_named(one), f"{said(one)}, null\u00a0{number(one.null)}") for one in shown]
+    facts = [
+        Fact(f"{_named(one)}; {one.better} is easier", f"{said(one)}, null\u00a0{number(one.null)}") for one in shown
+    ]
     counts = [
         str(len(own)) if len(wanted) == 1 else f"{SIGNS[one].sign}\u00a0{len(own)}" for one, own in telling.items()
     ]
-    count = f"{' '.join(counts)} of {several(len(verdict.effects), 'measure')}" if verdict.effects else ""
+    is_told = bool(verdict.effects) and verdict.answer != "unsettled"  # how many are not sure says little
+    count = f"{' '.join(counts)} of {several(len(verdict.effects), 'measure')}" if is_told else ""
     return Cell(verdict.answer, SIGNS[verdict.answer], facts, count)
 
 
 def said(effect: Effect) -> str:
     """Return how large an effect is, with its interval."""
-    size = f"×\u00a0{number(effect.difference)}" if is_ratio(effect) else signed(effect.difference)
-    return f"{size} ({interval(effect.low, effect.high)})"
+    if is_ratio(effect):
+        return f"×\u00a0{number(effect.difference)} ({interval(effect.low, effect.high)})"
+    share = f", effect\u00a0{percent(effect.effect)}" if math.isfinite(effect.effect) else ""
+    return f"{signed(effect.difference)} ({interval(effect.low, effect.high)}){share}"
 
 
 def is_ratio(effect: Effect) -> bool:

@@ -44,14 +44,18 @@ def test_a_cell_holds_the_answer_and_the_first_measure_that_gives_it() -> None:
     effects = [effect("fvu", "unsettled"), effect("selectivity", "easier", of="neurons"), effect("purity", "easier")]
     found = cell(replace(verdict("easier"), effects=effects))
     assert (found.answer, found.sign.sign, found.sign.word) == ("easier", "▲", "easier")
-    assert found.facts == [Fact("selectivity (AUROC), neurons", "+0.12 (0.06\u00a0to\u00a00.18), null\u00a00")]
+    size = "+0.12 (0.06\u00a0to\u00a00.18), effect\u00a024.0\u00a0%, null\u00a00"
+    assert found.facts == [Fact("selectivity (AUROC), neurons; more is easier", size)]
     assert found.count == "2 of 3 measures"
 
 
 def test_a_mixed_cell_holds_one_measure_of_each_side() -> None:
     effects = [effect("fvu", "harder"), effect("purity", "same"), effect("selectivity", "easier")]
     found = cell(replace(verdict("mixed"), effects=effects))
-    assert [fact.measure for fact in found.facts] == ["selectivity (AUROC)", "variance left unexplained"]
+    assert [fact.measure for fact in found.facts] == [
+        "selectivity (AUROC); more is easier",
+        "variance left unexplained; more is easier",  # as the effects of these tests all are
+    ]
     assert found.count == "▲\u00a01 ▼\u00a01 of 3 measures"
 
 
