@@ -15,7 +15,7 @@ from impact_lightning.data.module import ImageDataModule
 from impact_lightning.sparsity.prune import prune
 from impact_lightning.suite.plan import Plan, image_configs
 from impact_lightning.suite.sources import Config
-from impact_lightning.suite.work import Verb, placed
+from impact_lightning.suite.work import Verb, Work, placed
 from impact_lightning.types import UserError
 
 
@@ -47,11 +47,19 @@ def check_configurations(plan: Plan) -> None:
     """Parse the configuration of every unit as its command will: mistakes are found before hours of work."""
     seen = set()
     for work in plan.works.values():
-        key = json.dumps([work.verb, placed(work.config, lambda _: "unit")], sort_keys=True)  # other files, same types
-        if key not in seen:
+        if (key := _kind(work)) not in seen:
             seen.add(key)
             with _named(work.name):
                 _parse(work.verb, copy.deepcopy(work.config))  # the parser writes into what it parses
+
+
+def _kind(work: Work) -> str:
+    """Return what units have in common that differ in names of files and models only: one of them is parsed."""
+    config = placed(work.config, lambda _: "unit")
+    options = config.get("model", {}).get("init_args", {})
+    if "models" in options:
+        options["models"] = list(options["models"].values())
+    return json.dumps([work.verb, config], sort_keys=True)
 
 
 def _parse(verb: Verb, config: Config) -> None:
