@@ -106,20 +106,26 @@ def write_results(path: Path, records: Iterable[Record]) -> None:
 
 def read_results(path: Path) -> list[Record]:
     """Return the records of a results file; a damaged or foreign file is refused by name."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such results file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not complete JSON ({error}); remove it and run `test` again") from None
-    if not isinstance(content, dict) or "schema" not in content:
-        raise UserError(f"{path} is no results file: it has no `schema`")
+    content = read_content(path, "remove it and run `test` again")
     if content["schema"] != SCHEMA:
         raise UserError(f"{path} has schema {content['schema']}, this version reads {SCHEMA}; run `test` again")
     try:
         return [record_from_json(entry) for entry in content["records"]]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: a record does not fit the schema ({error})") from None
+
+
+def read_content(path: Path, remedy: str) -> dict[str, Any]:
+    """Return what a results file of any schema holds; what is none is refused, with what to do about it."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such results file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not complete JSON ({error}); {remedy}") from None
+    if not isinstance(content, dict) or "schema" not in content:
+        raise UserError(f"{path} is no results file: it has no `schema`")
+    return content
 
 
 def record_to_json(record: Record) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from impact_lightning.files import atomic_write
-from impact_lightning.results import Record, plain, record_from_json, record_to_json
+from impact_lightning.results import Record, plain, read_content, record_from_json, record_to_json
 from impact_lightning.types import UserError
 
 FILE = "results.json"
@@ -234,14 +234,9 @@ AGAIN = "run `impact` again, it makes the file anew from what is on disk"
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; `impact` writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not complete JSON ({error}); {AGAIN}") from None
-    if not isinstance(content, dict) or "schema" not in content:
-        raise UserError(f"{path} is no results file: it has no `schema`")
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file; `impact` writes it")
+    content = read_content(path, AGAIN)
     if content["schema"] == 1:
         raise UserError(f"{path} holds the records of a single `test` (schema 1); a report needs the file of `impact`")
     if content["schema"] != SCHEMA:
