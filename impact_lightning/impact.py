@@ -78,7 +78,8 @@ def impact(
         wandb: W&B project: units become runs of one group named by the title, and one more holds the answers and the
             report. The environment decides the rest, such as WANDB_ENTITY and WANDB_MODE.
         jobs: Units at a time; they share the cores, and the GPUs. `auto`: one a GPU, or one for every two cores.
-        launcher: Words before each unit's command, such as `srun python` or `torchrun --nproc_per_node 8`.
+        launcher: Words before each unit's command, such as `srun python` or `torchrun --nproc_per_node 8`; the trainer
+            needs the same `devices`, here 8.
         shard: Do the units of one of several jobs alone, such as `3/16`; the jobs share the folder.
         dry_run: Print the plan with an estimate of time and disk, and do nothing.
     """

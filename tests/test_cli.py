@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGTERM
+from time import sleep
 
 import pytest
 import torch
@@ -460,6 +462,30 @@ def test_torchrun_takes_our_options_for_ours() -> None:
     words = ["--nproc_per_node", "8", "-m", "impact_lightning", "fit", "--dir", "runs/x", "--ckpt_path", "last"]
     parsed = get_args_parser().parse_args(words)
     assert parsed.training_script_args == words[4:]
+
+
+def test_processes_of_torchrun_that_the_trainer_does_not_know_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    message = said(capsys, "fit", f"--config={TINY}", f"--dir={tmp_path}")
+    assert "torchrun has started 2 processes, and the trainer has 1" in message
+    assert "trainer.devices" in message
+
+
+def test_a_run_that_is_stopped_ends_with_the_code_of_sigterm_and_can_go_on(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "impact_lightning", "fit", f"--config={TINY}", f"--dir={tmp_path}"]
+    with (tmp_path / "said").open("w+") as said_file:
+        run = subprocess.Popen([*words, "--trainer.max_epochs=10000"], cwd=ROOT, stderr=said_file, stdout=said_file)
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        while not last.exists() and run.poll() is None:
+            sleep(0.1)
+        run.terminate()
+        assert run.wait(60) == 128 + SIGTERM
+        said_file.seek(0)
+        assert "Traceback" not in said_file.read()
+    assert torch.load(last, weights_only=True)["global_step"] > 0
 
 
 def test_a_validation_in_the_middle_of_accumulated_gradients_is_refused(

@@ -58,6 +58,16 @@ def plates(*several: Plate) -> Markup:
     return render("figures.html", plates=several)
 
 
+def figures_of(html: str) -> dict[str, str]:
+    r"""Return the figures of a page by their anchors, each as HTML.
+
+    Example:
+        >>> figures_of('<p>a</p><figure id="b"><figcaption>c</figcaption></figure>')
+        {'b': '<figure id="b"><figcaption>c</figcaption></figure>'}
+    """
+    return {figure[1]: figure[0] for figure in re.finditer(r'<figure id="([^"]*)">.*?</figure>', html, re.DOTALL)}
+
+
 def colours(outcome: Outcome) -> dict[str, str]:
     """Return the colour of each model, the same everywhere in the report; seeds of a model share one."""
     of_groups = colours_of(groups(outcome))

@@ -7,12 +7,17 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from impact_lightning.neurons.look import GREY, INK, label
-from impact_lightning.report.figures import style, svg
+from impact_lightning.report.figures import Plate, plates, style, svg
 from impact_lightning.report.words import measure_name
 from impact_lightning.suite.outcome import Effect, Verdict
 
 MOST = 60  # lines that can be read
 LINE = 0.21  # inches
+CAPTION = (
+    "Points right of the dashed null line are easier to understand. The grey band is the margin below which effects "
+    "are called the same. An effect is a share of what the reference has beyond chance; of a ratio its logarithm. "
+    "A filled point is a judgement, a hollow one is not."
+)
 
 
 class Bar(NamedTuple):
@@ -73,7 +78,8 @@ def forest(name: str, title: str, verdicts: Sequence[Verdict], colours: Mapping[
         axes.set_xlabel("← harder  ·  effect  ·  easier →")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    return svg(figure, f"forest-{name}", f"{title}: effects with intervals; right of the dashed line is easier.")
+    picture = svg(figure, f"forest-{name}", f"{title}: effects with intervals; right of the dashed line is easier.")
+    return plates(Plate(f"effects-{name}", picture, CAPTION))
 
 
 def _lines(verdicts: Sequence[Verdict]) -> list[tuple[str, Effect]]:

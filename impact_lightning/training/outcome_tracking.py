@@ -1,10 +1,11 @@
-"""The outcome of `impact` in W&B: a run with the answers as tables and the report, beside those of its units."""
+"""The outcome of `impact` in W&B: a run with the answers as tables, figures and report, beside those of its units."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from impact_lightning.report.figures import figures_of
 from impact_lightning.suite.outcome import Outcome
 from impact_lightning.training.tracking import wandb_id
 
@@ -35,7 +36,9 @@ def track_outcome(outcome: Outcome, out: Path, project: str) -> None:
     tables |= {"models": [asdict(one) for one in outcome.models], "planted": [asdict(one) for one in outcome.planted]}
     run.log({name: _table(rows) for name, rows in tables.items() if rows})
     report = out / "report.html"
-    run.log({"report": wandb.Html(report.read_text(), inject=False)})  # figures, features and circuits are in it
+    page = report.read_text()
+    run.log({f"figures/{name}": wandb.Html(figure, inject=False) for name, figure in figures_of(page).items()})
+    run.log({"report": wandb.Html(page, inject=False)})
     artifact = wandb.Artifact(f"report-{run.id}", "report")
     for path in (report, out / "results.json"):
         artifact.add_file(str(path))
