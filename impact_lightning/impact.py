@@ -22,7 +22,7 @@ from rich.table import Table
 from impact_lightning.backbones import Backbone
 from impact_lightning.files import atomic_write
 from impact_lightning.report.page import write_report
-from impact_lightning.suite.checks import check_configurations, image_fingerprints, open_images
+from impact_lightning.suite.checks import check_plan, image_fingerprints, open_images
 from impact_lightning.suite.collect import collect, write_tables
 from impact_lightning.suite.estimate import Cost, estimate, scales
 from impact_lightning.suite.levels import Levels
@@ -92,7 +92,7 @@ def impact(
     images = open_images(data, "data")
     shared = Shared(data, {**_backbone(backbone), "num_classes": images.n_classes}, _quiet(trainer, title or out.name))
     plan = make_plan(models, levels, shared, seeds, reference)
-    check_configurations(plan)
+    check_plan(plan)
     plan = with_data(plan, image_fingerprints(plan))
     costs = estimate(plan, scales(backbone, partial(open_images, where="data")))
     n_jobs = _jobs(jobs)

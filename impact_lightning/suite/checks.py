@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from impact_lightning.activations.extract import extract
+from impact_lightning.backbones import Backbone, expand_sites
+from impact_lightning.circuits.task_data import TaskData
 from impact_lightning.data.module import ImageDataModule
 from impact_lightning.sparsity.prune import prune
 from impact_lightning.suite.plan import Plan, image_configs
@@ -43,14 +46,49 @@ def image_fingerprints(plan: Plan) -> dict[str, str]:
     return found
 
 
-def check_configurations(plan: Plan) -> None:
-    """Parse the configuration of every unit as its command will: mistakes are found before hours of work."""
+def check_plan(plan: Plan) -> None:
+    """Find mistakes before hours of work: options, sites and classes that there are not."""
+    _check_options(plan)
+    _check_sites(plan)
+    _check_tasks(plan)
+
+
+def _check_options(plan: Plan) -> None:
+    """Parse the configuration of every unit as its command will."""
     seen = set()
     for work in plan.works.values():
         if (key := _kind(work)) not in seen:
             seen.add(key)
             with _named(work.name):
                 _parse(work.verb, copy.deepcopy(work.config))  # the parser writes into what it parses
+
+
+def _check_sites(plan: Plan) -> None:
+    """Refuse sites that a model does not have, before it is trained."""
+    built: dict[str, Any] = {}
+    for work in plan.works.values():
+        options = work.config if work.verb == "extract" else work.config.get("data", {}).get("init_args", {})
+        if "sites" not in options:
+            continue
+        backbone = {key: value for key, value in options["backbone"].items() if key in ("name", "model_args")}
+        key = json.dumps(backbone, sort_keys=True)
+        with _named(work.name):
+            if key not in built:
+                with torch.device("meta"):
+                    built[key] = Backbone(**backbone).build()
+            expand_sites(built[key], options["sites"])
+
+
+def _check_tasks(plan: Plan) -> None:
+    """Refuse tasks of classes that the images do not have."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=TaskData)
+    for work in plan.works.values():
+        if work.verb == "fit" and work.level == "circuits":
+            with _named(work.name):
+                parser.instantiate(parser.parse_object({"data": copy.deepcopy(work.config["data"])}))
 
 
 def _kind(work: Work) -> str:

@@ -89,6 +89,8 @@ def test_the_report_is_made_from_the_folder_alone(finished: Path) -> None:
         (["--reference", "other"], "reference 'other'"),
         (["--levels.circuits.model", "{mean_imges: 4}"], "unit circuits/fit"),
         (["--trainer", "{max_epoch: 3}"], "max_epoch"),
+        (["--levels.sae.data.sites", "[blocks.7.resid_post]"], "no site 'blocks.7.resid_post'"),
+        (["--levels.circuits.data.tasks", "[{readout: rest, classes: [9]}]"], "class 9 is none of"),
         (["--shard", "3/2"], "3/16"),
         (["--jobs", "0"], "jobs"),
         (["--margin", "-1"], "margin"),
@@ -109,7 +111,7 @@ def test_mistakes_are_named_before_any_work(
 
 
 def test_a_unit_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> None:
-    few = "{sites: [blocks.7.resid_post], batch_size: 256, image_batch_size: 32, buffer_images: 64}"
+    few = "{sites: [blocks.0.resid_post], batch_size: 256, image_batch_size: 32, buffer_images: 512}"
     off = ["--levels.neurons", "null", "--levels.circuits", "null", "--levels.attribution", "null"]
     done = run(tmp_path / "run", *off, "--levels.sae.data", few)
     assert done.returncode == 1
@@ -119,9 +121,9 @@ def test_a_unit_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> None
     assert states["sae/dense/fit"] == "failed"
     assert states["sae/dense/test"] == "skipped"
     assert states["wanda50/test"] == "done"
-    assert "blocks.7.resid_post" in next(unit.error for unit in outcome.units if unit.name == "sae/dense/fit")
+    assert "buffer_images 512" in next(unit.error for unit in outcome.units if unit.name == "sae/dense/fit")
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "blocks.7.resid_post" in page
+    assert "buffer_images 512" in page
     assert "Circuit viewer" not in page  # nobody asked for it
     assert str(tmp_path) not in (tmp_path / "run" / "results.json").read_text()
 
