@@ -56,7 +56,7 @@ class BlockRelevance:
         r = self.through_attn_out(at, r)
         # O = A v:  S = R_O / O,  R_A = A * (S v^T) / 2
         shares = safe_div(to_heads(r, self.n_heads), to_heads(at["mixed"], self.n_heads))
-        return ThroughAttention(past, shares, (shares @ attended.v.mT).mul_(attended.probs).mul_(0.5))
+        return ThroughAttention(past, shares, (shares @ (0.5 * attended.v).mT).mul_(attended.probs))
 
     def through_mlp_out(self, at: Block, relevance: Tensor) -> Tensor:
         """Return the relevance of the neurons from that of what the MLP adds."""
@@ -68,14 +68,14 @@ class BlockRelevance:
 
     def to_input(self, seen: Block, attended: Attended, relevance: ThroughAttention, rows: slice) -> Tensor:
         """Return the relevance of what the block read, `(B, T, D)`."""
-        q, k, v = attended.q, attended.k, attended.v
+        q, k, v = 0.5 * attended.q, attended.k, 0.5 * attended.v  # each factor of a product has half the relevance
         r_v = (attended.probs.mT @ relevance.shares).mul_(v)
         # the rule divides by q k^T; q and the scores both hold the factor 1/sqrt(h), which cancels
         s = safe_div(relevance.probs, attended.scores, EPS * self.scale)
         r_q = torch.zeros_like(v)
         r_q[:, :, rows] = (s @ k).mul_(q)
         r_k = (s.mT @ q).mul_(k)
-        r = torch.cat([from_heads(r_q), from_heads(r_k), from_heads(r_v)], dim=-1).mul_(0.5)
+        r = torch.stack([r_q, r_k, r_v]).permute(1, 3, 0, 2, 4).flatten(2)  # (B, T, 3*H*h)
         r = self.qkv(seen["attn_in"], seen["qkv"], r)
         r[:, rows] += relevance.past
         return r

@@ -14,7 +14,7 @@ def safe_div(a: Tensor, b: Tensor, eps: float = EPS) -> Tensor:
         tensor([0.5000, 0.0000])
     """
     is_kept = torch.ne(b, 0, out=torch.empty_like(b))  # as floats: masks of booleans are slow on CPUs
-    return (b + eps).reciprocal_().mul_(a).mul_(is_kept)
+    return is_kept.mul_(a).div_(b + eps)
 
 
 def split_sum(a: Tensor, b: Tensor, total: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:

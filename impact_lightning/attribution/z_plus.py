@@ -3,8 +3,11 @@
 Z = x+ W+^T + x- W-^T,    S = R / Z,    R_in = x+ * (S W+) + x- * (S W-)
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import threshold
 
 from impact_lightning.attribution.rules import EPS, safe_div
 
@@ -53,11 +56,11 @@ class ZPlus:
 
     def _half_shares(self, magnitudes: Tensor, output: Tensor, relevance: Tensor) -> Tensor:
         """Return S / 2, `(B, T, out)`; in place, and without masks of booleans, which are slow on CPUs."""
-        y = output - self.bias
         # Z is noise up to 8 eps (|x| |W|^T + |b|), that is where 2 Z (1 - 16 eps) <= 16 eps (|b| - y)
-        noise = 16 * torch.finfo(y.dtype).eps
+        noise = 16 * torch.finfo(output.dtype).eps
         noise /= 1 - noise
-        limit = torch.add(noise * self.bias.abs(), y, alpha=-noise)
-        z = y.flatten(0, -2).addmm_(magnitudes.flatten(0, -2), self.second.T).view_as(y)  # 2 Z
-        is_kept = limit.lt_(z)
-        return z.clamp_(min=0).add_(2 * EPS).reciprocal_().mul_(relevance).mul_(is_kept)
+        limit = noise * (self.bias.abs() + self.bias)  # - noise * output, which is added last
+        above = torch.add(-self.bias - limit, output, alpha=1 + noise)  # y - limit
+        above.flatten(0, -2).addmm_(magnitudes.flatten(0, -2), self.second.T)  # 2 Z - limit
+        z = threshold(above, 0, math.inf, inplace=True).add_(output, alpha=-noise).add_(limit + 2 * EPS)
+        return torch.div(relevance, z, out=z)
