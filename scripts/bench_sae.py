@@ -13,10 +13,10 @@ from impact_lightning.activations import LiveActivations
 from impact_lightning.backbones import Backbone
 from impact_lightning.data.rooms import Rooms
 from impact_lightning.data.scenes import SceneData
+from impact_lightning.product import product
 from impact_lightning.sae.batch_topk import BatchTopK
 from impact_lightning.sae.lit_sae import LitSAE
 from impact_lightning.sae.optimizer import DictionaryAdam
-from impact_lightning.sae.product import product
 
 WARM_UP, REPEATS, N_BATCHES = 12, 31, 43
 ROUNDS = 3

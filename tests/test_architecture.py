@@ -10,7 +10,7 @@ import impact_lightning
 ROOT = Path(impact_lightning.__file__).parent
 FLOW = [
     {"types"},
-    {"ranks", "files", "random_bits", "steps", "measuring"},
+    {"ranks", "files", "random_bits", "steps", "measuring", "product"},
     {"results"},
     {"metrics"},
     {"data"},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import threshold
 
 from impact_lightning.attribution.rules import EPS, safe_div
+from impact_lightning.product import product
 
 FEW = 64  # rows with fewer weights than this: Z as a difference would be rounding noise too often
 
@@ -48,11 +49,11 @@ class ZPlus:
         """
         if self.few:
             first, second = x.clamp(min=0), x.clamp(max=0)
-            s = safe_div(relevance, first @ self.first.T + second @ self.second.T)
+            s = safe_div(relevance, product(first, self.first) + product(second, self.second))
         else:
             first, second = x, x.abs()
             s = self._half_shares(second, output, relevance)
-        return (s @ self.first).mul_(first).addcmul_(s @ self.second, second)
+        return product(s, self.first.T).mul_(first).addcmul_(product(s, self.second.T), second)
 
     def _half_shares(self, magnitudes: Tensor, output: Tensor, relevance: Tensor) -> Tensor:
         """Return S / 2, `(B, T, out)`; in place, and without masks of booleans, which are slow on CPUs."""
@@ -60,7 +61,6 @@ class ZPlus:
         noise = 16 * torch.finfo(output.dtype).eps
         noise /= 1 - noise
         limit = noise * (self.bias.abs() + self.bias)  # - noise * output, which is added last
-        above = torch.add(-self.bias - limit, output, alpha=1 + noise)  # y - limit
-        above.flatten(0, -2).addmm_(magnitudes.flatten(0, -2), self.second.T)  # 2 Z - limit
+        above = product(magnitudes, self.second).sub_(self.bias + limit).add_(output, alpha=1 + noise)  # 2 Z - limit
         z = threshold(above, 0, math.inf, inplace=True).add_(output, alpha=-noise).add_(limit + 2 * EPS)
         return torch.div(relevance, z, out=z)

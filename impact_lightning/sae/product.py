@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from impact_lightning.product import product
 from impact_lightning.sae import triton_kernels
 from impact_lightning.sae.codes import Codes, codes_from_flat
 
@@ -30,18 +31,6 @@ def products_above(w: Tensor, x: Tensor, least: Tensor, compare_as: torch.dtype 
         values.append(entries.view(z.dtype))
         flats.append(flat.add_(start * n_rows))
     return codes_from_flat(torch.cat(flats), torch.cat(values), n_rows)
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a @ b.T`, `(n, D), (m, D) -> (n, m)`, without a gradient.
-
-    Of contiguous rows. On processors oneDNN's float32 product takes between half and four fifths of the time of the one
-    that `torch.mm` calls (torch 2.15, AMD), at the same precision.
-    """
-    if a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available() and b.numel():
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return found
-    return a @ b.T
 
 
 def entries_above(z: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
