@@ -16,6 +16,7 @@ from impact_lightning.data.thumbnail_file import read_thumbnails
 from impact_lightning.report.figures import Plate, colours, jpeg, legend, plates, style, svg, tidy
 from impact_lightning.report.section import Section, render
 from impact_lightning.report.sources import read_tensors, tests, undone, unit_folder
+from impact_lightning.report.sprites import short
 from impact_lightning.report.words import several
 from impact_lightning.suite.outcome import Outcome, Unit
 from impact_lightning.types import UserError
@@ -107,7 +108,7 @@ def _read(folder: Path, unit: Unit, model: str) -> tuple[Files, list[str]]:
     try:
         found = read_thumbnails(place / THUMBNAILS)
         each = zip(found.rows.tolist(), found.names, found.images.numpy(), strict=True)
-        seen = {row: Seen(name or f"image {row}", picture) for row, name, picture in each}
+        seen = {row: Seen(short(name) or f"image {row}", picture) for row, name, picture in each}
     except UserError as error:
         gaps.append(f"images of {model}: {error}".replace(f"{folder}/", ""))
     return Files(parts["curves"], parts["maps"], seen), gaps

@@ -39,7 +39,7 @@ SIGNS = {
     "same": Sign("=", "same", "the difference is smaller than a margin that was fixed before"),
     "mixed": Sign("◆", "mixed", "some measures say easier, others harder"),
     "unsettled": Sign("?", "unsettled", "the interval is too wide to tell"),
-    "missing": Sign("–", "missing", "not measured: see Methods"),
+    "missing": Sign("–", "missing", "no difference with an interval: see the section of the level, and Methods"),
 }
 
 

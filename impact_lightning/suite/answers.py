@@ -335,7 +335,7 @@ SAID = {
     "same": "{model} is as easy to understand as {reference} {where}",
     "mixed": "{model} is both easier and harder to understand than {reference} {where}",
     "unsettled": "whether {model} is easier to understand than {reference} {where} is not settled",
-    "missing": "{model} was not compared with {reference} {where}",
+    "missing": "{model} was not compared with {reference} {where}: no difference of theirs has an interval",
 }
 
 
