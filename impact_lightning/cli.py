@@ -246,7 +246,9 @@ class CLI(LightningCLI):
 
 def _refuse_strangers(trainer: Trainer) -> None:
     """Refuse processes of torchrun that do not know of each other: each would do everything, in the same folder."""
-    started = int(os.environ.get("WORLD_SIZE", 1)) if is_torchelastic_launched() else 1
+    if not is_torchelastic_launched():
+        return  # then the trainer starts its ranks itself, or SLURM has
+    started = int(os.environ.get("WORLD_SIZE", 1))
     if started != trainer.world_size:
         raise UserError(
             f"torchrun has started {started} processes, and the trainer has {trainer.world_size}: set trainer.devices "

@@ -474,6 +474,13 @@ def test_processes_of_torchrun_that_the_trainer_does_not_know_are_refused(
     assert "trainer.devices" in message
 
 
+def test_a_trainer_may_start_its_ranks_itself(tmp_path: Path) -> None:
+    words = ["fit", f"--config={TINY}", f"--dir={tmp_path}", "--trainer.max_epochs=1", "--trainer.devices=2"]
+    code = f"from impact_lightning.cli import main; main({[*words, '--trainer.strategy=ddp_fork']})"
+    in_python(code)
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
 def test_a_run_that_is_stopped_ends_with_the_code_of_sigterm_and_can_go_on(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "impact_lightning", "fit", f"--config={TINY}", f"--dir={tmp_path}"]
     with (tmp_path / "said").open("w+") as said_file:
