@@ -22,10 +22,10 @@ fi
 others=(tests/circuits tests/neurons tests/sae tests/attribution)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-OMP_NUM_THREADS=1 python -m pytest "${others[@]}" >"$log" 2>&1 &
+python -m pytest "${others[@]}" >"$log" 2>&1 &
 second=$!
 failed=0
-OMP_NUM_THREADS=1 python -m pytest "${others[@]/#/--ignore=}" || failed=$?
+python -m pytest "${others[@]/#/--ignore=}" || failed=$?
 wait "$second" || failed=$?
 cat "$log"
 exit "$failed"

@@ -15,7 +15,7 @@ from impact_lightning.cli import main
 from impact_lightning.suite.outcome import read_outcome
 
 CONFIG = Path("tests/conf/impact.yaml")
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "WANDB_MODE": "disabled"}
+ENV = {**os.environ, "COLUMNS": "120", "WANDB_MODE": "disabled"}
 
 
 def command(out: Path, *words: str, config: Path = CONFIG) -> list[str]:
