@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from impact_lightning.circuits.edges import Wiring, block_matrices, checked
@@ -64,21 +65,35 @@ class Link(NamedTuple):
     target: int
 
 
+class Size(NamedTuple):
+    """How large a circuit is."""
+
+    nodes: int
+    edges: int
+
+
 @dataclass(frozen=True)
 class CircuitGraph:
-    """A circuit.
+    """A circuit, or the heaviest part of one.
 
     Args:
         nodes: Kept nodes, in order of execution.
         edges: Nonzero weights between them.
         residual: From what is written to a channel of the residual stream to each of its later readers.
         products: From a channel of q to the same channel of k, which multiplies it.
+        whole: Size of the circuit that this is a part of; none where it is all of it.
     """
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     residual: tuple[Link, ...]
     products: tuple[Link, ...]
+    whole: Size | None = None
+
+    @property
+    def size(self) -> Size:
+        """Return the size of the circuit, also where this is a part of it."""
+        return self.whole or Size(len(self.nodes), len(self.edges))
 
     def lines(self) -> list[tuple[str, int, int, float | None, str]]:
         """Return edges and links as rows: kind, source, target, weight, matrix."""
@@ -97,6 +112,7 @@ def circuit_graph(
     *,
     labels: Mapping[str, str] | None = None,
     numbers: Mapping[str, Tensor] | None = None,
+    most: int | None = None,
     limit: int = LIMIT,
 ) -> CircuitGraph:
     """Return the graph of one circuit.
@@ -107,16 +123,25 @@ def circuit_graph(
         mask: Which nodes are on, bool `(n,)`.
         labels: What nodes are called, by their names, such as `blocks.0.mlp_neuron.17`.
         numbers: What is known of nodes, each `(n,)`.
+        most: Edges that the graph holds: of a larger circuit the heaviest ones, the nodes at their ends, and the
+            links between these; all of them where it is none.
         limit: The most edges and links that a graph may have.
     """
     (on,) = checked(wiring, mask[None])
-    n_edges = sum(int(part.between(on[None])) for part in wiring.wires)
+    n_edges, whole = sum(int(part.between(on[None])) for part in wiring.wires), None
+    edges: tuple[Edge, ...] | None = None
+    if most is not None and n_edges > most:
+        edges, whole = _edges(model, wiring, on, most), Size(int(on.sum()), n_edges)
+        ends = torch.tensor([i for edge in edges for i in (edge.source, edge.target)], device=on.device)
+        on, n_edges = torch.zeros_like(on).index_fill(0, ends, True), most
     links, products = _residual(wiring, on), _products(wiring, on)
     if (n := n_edges + len(links) + len(products)) > limit:
         raise UserError(
             f"the circuit has {n:,} edges and links, and a graph holds at most {limit:,}; choose a smaller one"
         )
-    return CircuitGraph(_nodes(wiring, on, labels or {}, numbers or {}), _edges(model, wiring, on), links, products)
+    if edges is None:
+        edges = _edges(model, wiring, on, n_edges)
+    return CircuitGraph(_nodes(wiring, on, labels or {}, numbers or {}), edges, links, products, whole)
 
 
 def _nodes(wiring: Wiring, on: Tensor, labels: Mapping[str, str], numbers: Mapping[str, Tensor]) -> tuple[Node, ...]:
@@ -137,19 +162,30 @@ def _nodes(wiring: Wiring, on: Tensor, labels: Mapping[str, str], numbers: Mappi
     return tuple(found)
 
 
-def _edges(model: nn.Module, wiring: Wiring, on: Tensor) -> tuple[Edge, ...]:
-    found: list[Edge] = []
-    for matrix, part in zip(block_matrices(model, wiring.nodes), wiring.wires, strict=True):
+def _edges(model: nn.Module, wiring: Wiring, on: Tensor, most: int) -> tuple[Edge, ...]:
+    """Return the heaviest edges in order of execution; of those that weigh the same the earlier ones, and nan is none.
+
+    No more than one matrix has all of its edges in memory.
+    """
+    ends = torch.zeros(3, 0, dtype=torch.int64, device=on.device)  # number of the matrix, source, target
+    weights = torch.zeros(0, dtype=torch.float64, device=on.device)
+    for number, (matrix, part) in enumerate(zip(block_matrices(model, wiring.nodes), wiring.wires, strict=True)):
         rows, columns = (on[nodes].nonzero().squeeze(1) for nodes in (part.outputs, part.inputs))
         present = part.present[rows][:, columns]
         weight = matrix.weight.to(on.device)[rows][:, columns].double()
         if matrix.gain is not None:
             weight = weight * matrix.gain.to(on.device)[rows, None].double()
-        sources, targets = columns + part.inputs.start, rows + part.outputs.start
         of_target, of_source = present.nonzero(as_tuple=True)
-        ends = sources[of_source].tolist(), targets[of_target].tolist(), weight[present].tolist()
-        found += [Edge(*line, part.name) for line in zip(*ends, strict=True)]
-    return tuple(found)
+        sources, targets = (columns + part.inputs.start)[of_source], (rows + part.outputs.start)[of_target]
+        ends = torch.cat([ends, torch.stack([torch.full_like(sources, number), sources, targets])], 1)
+        weights = torch.cat([weights, weight[present]])
+        if len(weights) > most:
+            heaviness = weights.abs().nan_to_num(nan=-1.0, posinf=math.inf)
+            kept = heaviness.sort(descending=True, stable=True).indices[:most].sort().values
+            ends, weights = ends[:, kept], weights[kept]
+    numbers, sources, targets = ends
+    found = zip(sources.tolist(), targets.tolist(), weights.tolist(), numbers.tolist(), strict=True)
+    return tuple(Edge(source, target, weight, wiring.wires[number].name) for source, target, weight, number in found)
 
 
 def _residual(wiring: Wiring, on: Tensor) -> tuple[Link, ...]:
@@ -189,6 +225,7 @@ def write_json(path: Path, graph: CircuitGraph) -> None:
         "edges": [[edge.source, edge.target, _defined(edge.weight), edge.matrix] for edge in graph.edges],
         "residual": graph.residual,
         "products": graph.products,
+        "whole": graph.whole,
     }
     with atomic_write(path) as file:
         file.write((json.dumps(content, allow_nan=False) + "\n").encode())
@@ -205,6 +242,7 @@ def read_json(path: Path) -> CircuitGraph:
             tuple(Edge(s, t, _undefined(weight), matrix) for s, t, weight, matrix in content["edges"]),
             tuple(Link(*ends) for ends in content["residual"]),
             tuple(Link(*ends) for ends in content["products"]),
+            Size(*whole) if (whole := content.get("whole")) else None,  # without it: all of it
         )
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from impact_lightning.circuits.graph import CircuitGraph, Edge, Node
@@ -188,7 +188,8 @@ def _overview(graph: CircuitGraph, title: str) -> "Figure":
                       ha="center", fontsize=8, color=GREY)  # fmt: skip
     limits = f"at most {MOST_NODES:,} nodes, {MOST_LINES:,} edges and links"
     said = f"{_counted(graph)}: too many to draw one by one ({limits}).\n"
-    _footer(figure, f"{said}Bars: kept nodes of a site. Arcs: edges between two sites.")
+    part = " Of edges the heaviest are counted, of nodes those at their ends." if graph.whole else ""
+    _footer(figure, f"{said}Bars: kept nodes of a site. Arcs: edges between two sites.{part}")
     return figure
 
 
@@ -221,15 +222,15 @@ def plain(text: str, room: int) -> str:
 
 
 def _counted(graph: CircuitGraph) -> str:
-    def count(things: Iterable[Any], one: str, many: str) -> str:
-        n = len(list(things))
-        return f"{n:,} {one if n == 1 else many}"
+    def count(n: int, one: str, many: str, of: int) -> str:
+        return f"{n:,} {f'of {of:,} ' if of > n else ''}{one if of == 1 else many}"
 
+    n_residual, n_products = len(graph.residual), len(graph.products)
     parts = [
-        count(graph.nodes, "node", "nodes"),
-        count(graph.edges, "edge", "edges"),
-        count(graph.residual, "residual link", "residual links"),
-        count(graph.products, "q-k path", "q-k paths"),
+        count(len(graph.nodes), "node", "nodes", graph.size.nodes),
+        count(len(graph.edges), "edge", "edges", graph.size.edges),
+        count(n_residual, "residual link", "residual links", n_residual),
+        count(n_products, "q-k path", "q-k paths", n_products),
     ]
     return ", ".join(parts)
 

@@ -68,7 +68,7 @@ def _places(outcome: Outcome, folder: Path, gaps: Gaps) -> list[tuple[str, str, 
                 top = unit_folder(folder, unit) / "circuits" / model
                 below = folders_in(top)
                 if not below:
-                    raise ValueError(f"{top} holds no graph: circuits that are empty or very large have none")
+                    raise ValueError(f"{top} holds no graph: empty circuits have none")
                 names = _names(top)
                 found += [(model, names.get(path.name[:3], path.name), path) for path in below]
     return found
@@ -119,7 +119,7 @@ class _Viewer:
         number = {node.id: i for i, node in enumerate(shown.nodes)}
         matrices = list(dict.fromkeys(edge.matrix for edge in shown.edges))
         return {
-            "all": [len(graph.nodes), len(graph.edges), len(graph.residual)],
+            "all": graph.size,
             "nodes": [_node(node, where) for node in shown.nodes],
             "matrices": matrices,
             "edges": [

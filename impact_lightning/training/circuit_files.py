@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,7 +24,7 @@ from impact_lightning.data.thumbnail_file import foremost, write_thumbnails
 from impact_lightning.files import atomic_write
 from impact_lightning.training.rehearsal import is_rehearsal
 
-EDGES = 30_000  # of a circuit whose graph is written: more are no reading matter
+EDGES = 30_000  # in a graph: of a larger circuit the heaviest ones, for more are no reading matter
 
 
 class CircuitFiles(Callback):
@@ -33,41 +34,52 @@ class CircuitFiles(Callback):
         """Write masks, graphs and pictures."""
         if not isinstance(pl_module, LitCircuit) or not trainer.is_global_zero or is_rehearsal(trainer):
             return
-        folder, skipped = Path(trainer.default_root_dir) / "circuits", 0
+        folder, empty, cut = Path(trainer.default_root_dir) / "circuits", 0, 0
         unfinished = folder.with_name("circuits.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         for found in pl_module.found:
             drawn = _write(unfinished / found.model, found, pl_module.learner(found.model))
-            skipped += len(found.validated) - len(drawn)
+            empty += len(found.validated) - len(drawn)
+            cut += sum(one.cut for one in drawn.values())
             _write_tops(unfinished / found.model, found, pl_module, drawn)
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier test, perhaps of other tasks
         unfinished.rename(folder)
         print(f"masks, graphs, pictures and top images of circuits: {folder}")
-        if skipped:
-            print(f"  {skipped} circuits are empty or have more than {EDGES:,} edges: no graph of them is written")
+        if empty:
+            print(f"  {empty} circuits are empty: no graph of them is written")
+        if cut:
+            print(f"  {cut} circuits have more than {EDGES:,} edges: their graphs hold the {EDGES:,} heaviest")
 
 
-def _write(folder: Path, found: ModelCircuits, learner: Learner) -> dict[int, Path]:
-    """Write the circuits of a model, and return the folders of those that have a graph."""
+class _Drawn(NamedTuple):
+    """A circuit that has a graph."""
+
+    place: Path
+    ids: Tensor  # (k,) int64, nodes of the graph in ascending order
+    cut: bool  # whether the graph is a part of it
+
+
+def _write(folder: Path, found: ModelCircuits, learner: Learner) -> dict[int, _Drawn]:
+    """Write the circuits of a model, and return those that have a graph: all that are not empty."""
     names = [f"{task}, seed {seed}" for task, seed in zip(found.tasks, found.seeds, strict=True)]
     masks = torch.stack([one.mask for one in found.validated])
     about = {"circuits": json.dumps(names), "nodes": str(learner.nodes), "weights": learner.weights}
     with atomic_write(folder / "masks.safetensors") as file:
         file.write(save({"masks": masks}, metadata=about))
-    wires, drawn = wiring(learner.model, learner.nodes), dict[int, Path]()
+    wires, drawn = wiring(learner.model, learner.nodes), dict[int, _Drawn]()
     for p, (name, mask) in enumerate(zip(names, masks, strict=True)):
-        if not mask.any() or int(found.counts.edges[p]) > EDGES:
+        if not mask.any():
             continue
-        graph, place = circuit_graph(learner.model, wires, mask), folder / f"{p:03d}-{file_name(name)}"
+        graph, place = circuit_graph(learner.model, wires, mask, most=EDGES), folder / f"{p:03d}-{file_name(name)}"
         write_json(place / "circuit.json", graph)
         write_tables(place, graph)
         with atomic_write(place / "circuit.svg") as file:
             draw_circuit(file, graph, title=name)
-        drawn[p] = place
+        drawn[p] = _Drawn(place, torch.tensor([node.id for node in graph.nodes]), graph.whole is not None)
     return drawn
 
 
-def _write_tops(folder: Path, found: ModelCircuits, module: LitCircuit, drawn: dict[int, Path]) -> None:
+def _write_tops(folder: Path, found: ModelCircuits, module: LitCircuit, drawn: dict[int, _Drawn]) -> None:
     """Write the top images of the nodes of some circuits, and pictures of these images.
 
     Circuits of the same images are looked at in one pass, and written before the next: memory holds no others.
@@ -81,21 +93,19 @@ def _write_tops(folder: Path, found: ModelCircuits, module: LitCircuit, drawn: d
         of_images.setdefault(tuple(images.images[found.validated[p].task].rows.tolist()), []).append(p)
     shown: list[Tensor] = []
     for places, circuits in of_images.items():
-        wanted = [_wanted(found, learner, constants, p) for p in circuits]
+        wanted = [Wanted(drawn[p].ids, _constants(found, learner, constants, p)) for p in circuits]
         tops = find_tops(learner.model, learner.nodes, images.__getitem__, torch.tensor(places), wanted)
         for p, one in zip(circuits, tops, strict=True):
-            write_tops(drawn[p] / TOPS, one, rows)
+            write_tops(drawn[p].place / TOPS, one, rows)
             shown.append(rows[one.places])
     write_thumbnails(folder / THUMBNAILS, data.data, foremost(shown))
 
 
-def _wanted(found: ModelCircuits, learner: Learner, constants: Tensor, p: int) -> Wanted:
-    """Return the nodes of a circuit, and the constants that it was tested with."""
-    one = found.validated[p]
-    own = constants
-    if constants.ndim == 3:  # learnt: each circuit has its own
-        own = constants[learner.circuits.index(Circuit(one.task, found.seeds[p]))]
-    return Wanted(one.mask.nonzero().flatten().cpu(), own)
+def _constants(found: ModelCircuits, learner: Learner, constants: Tensor, p: int) -> Tensor:
+    """Return the constants that a circuit was tested with, `(1 or T, n)`."""
+    if constants.ndim < 3:
+        return constants
+    return constants[learner.circuits.index(Circuit(found.validated[p].task, found.seeds[p]))]  # learnt: its own
 
 
 def file_name(name: str) -> str:

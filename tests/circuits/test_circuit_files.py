@@ -14,6 +14,7 @@ from torch import Tensor
 
 from impact_lightning.backbones import Backbone
 from impact_lightning.circuits.edges import count_edges, wiring
+from impact_lightning.circuits.graph import read_json
 from impact_lightning.circuits.learner import Circuit
 from impact_lightning.circuits.nodes import Nodes
 from impact_lightning.circuits.task_data import TaskData
@@ -118,25 +119,37 @@ def test_every_circuit_that_is_not_empty_has_a_graph_of_its_edges(model: str, ru
         assert (place / "circuit.svg").read_bytes().startswith(b"<?xml")
 
 
-@pytest.mark.parametrize(("target", "edges", "is_on"), [(-1, 0, True), (50, 20_000, False)])
-def test_circuits_too_large_to_read_or_empty_have_no_graph_and_are_counted(
-    target: int,
-    edges: int,
-    models: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    *,
-    is_on: bool,
+def test_empty_circuits_have_no_graph_and_are_counted(
+    models: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(circuit_files, "EDGES", edges)
-    words = (ONE, "--data.nonsense=false", "--model.target.kind=absolute", f"--model.target.value={target}")
+    words = (ONE, "--data.nonsense=false", "--model.target.kind=absolute", "--model.target.value=50")
     fit(tmp_path, models, *words, steps=1)
     measured(tmp_path, models, *words, steps=1)
-    assert f"2 circuits are empty or have more than {edges:,} edges" in capsys.readouterr().out
+    assert "2 circuits are empty: no graph of them is written" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "circuits").rglob("*") if path.is_file()} == {"masks.safetensors"}
     for path in (tmp_path / "circuits").rglob("masks.safetensors"):
-        assert set(load_file(path)["masks"].unique().tolist()) == {is_on}
+        assert not load_file(path)["masks"].any()
+
+
+def test_of_a_large_circuit_the_heaviest_part_is_written(
+    models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(circuit_files, "EDGES", 40)
+    words = (ONE, "--data.nonsense=false", "--model.target.kind=absolute", "--model.target.value=-1")
+    fit(tmp_path, models, *words, steps=1)
+    measured(tmp_path, models, *words, steps=1)
+    assert "2 circuits have more than 40 edges: their graphs hold the 40 heaviest" in capsys.readouterr().out
+    folders = [path.parent for path in (tmp_path / "circuits").rglob("circuit.json")]
+    assert len(folders) == 2
+    for folder in folders:
+        graph = read_json(folder / "circuit.json")
+        masks = load_file(folder.parent / "masks.safetensors")["masks"]
+        assert masks.all()
+        assert len(graph.edges) == 40
+        assert graph.size.nodes == masks.shape[1]
+        tops = json.loads((folder / "tops.json").read_text())
+        assert {int(i) for i in tops["nodes"]} == {node.id for node in graph.nodes}
+        assert len(load_file(folder.parent / "thumbnails.safetensors")) > 0
 
 
 def test_what_an_earlier_test_wrote_stays_until_the_new_is_whole(
@@ -266,10 +279,7 @@ def test_learnt_constants_have_top_images_too(weights: Path, tmp_path: Path) -> 
 def test_a_circuit_is_compared_with_its_own_constants() -> None:
     circuits = [Circuit(task, seed) for task in (0, 1) for seed in (5, 7)]
     learner: Any = SimpleNamespace(circuits=circuits)
-    mask = torch.tensor([False, True, True])
-    found: Any = SimpleNamespace(validated=[SimpleNamespace(task=1, mask=mask)], seeds=[7])
+    found: Any = SimpleNamespace(validated=[SimpleNamespace(task=1)], seeds=[7])
     learnt = torch.randn(4, 1, 3)
-    wanted = circuit_files._wanted(found, learner, learnt, 0)
-    assert wanted.ids.tolist() == [1, 2]
-    assert torch.equal(wanted.constants, learnt[3])
-    assert torch.equal(circuit_files._wanted(found, learner, learnt[0], 0).constants, learnt[0])
+    assert torch.equal(circuit_files._constants(found, learner, learnt, 0), learnt[3])
+    assert torch.equal(circuit_files._constants(found, learner, learnt[0], 0), learnt[0])

@@ -101,6 +101,53 @@ def test_a_graph_that_would_be_too_large_is_refused() -> None:
         graph_of(limit=20)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("most", [1, 7, 30])
+def test_the_heaviest_part_has_the_heaviest_edges_and_the_nodes_at_their_ends(kind: str, most: int) -> None:
+    whole = graph_of(kind)
+    part = graph_of(kind, most=most)
+    heaviest = sorted(whole.edges, key=lambda edge: -abs(edge.weight))[:most]
+    assert set(part.edges) == set(heaviest)
+    assert part.edges == tuple(edge for edge in whole.edges if edge in set(heaviest))  # in order of execution
+    ends = {i for edge in part.edges for i in (edge.source, edge.target)}
+    assert [node.id for node in part.nodes] == sorted(ends)
+    assert part.residual == tuple(link for link in whole.residual if ends.issuperset(link))
+    assert part.products == tuple(link for link in whole.products if ends.issuperset(link))
+    assert part.whole == part.size == whole.size == (len(whole.nodes), len(whole.edges))
+    assert whole.whole is None
+
+
+def test_a_graph_with_room_for_all_edges_is_whole() -> None:
+    whole = graph_of()
+    assert graph_of(most=len(whole.edges)) == whole
+    assert graph_of(most=len(whole.edges) - 1).whole == whole.size
+
+
+def test_edges_that_weigh_the_same_are_taken_in_order_and_nan_last() -> None:
+    model = vit()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.startswith("blocks.") and name.endswith("weight") and weight.ndim == 2:
+                weight.fill_(1.0)
+        first: Any = model.blocks
+        first[0].attn.qkv.weight[0, 0] = math.nan
+    nodes = Nodes(model)
+    wires, mask = wiring(model, nodes), torch.ones(nodes.n, dtype=torch.bool)
+    whole = circuit_graph(model, wires, mask).edges
+    assert math.isnan(whole[0].weight)
+    assert circuit_graph(model, wires, mask, most=5).edges == whole[1:6]
+
+
+def test_a_part_of_a_circuit_survives_its_file(tmp_path: Path) -> None:
+    part = told(most=9)
+    write_json(tmp_path / "circuit.json", part)
+    assert str(read_json(tmp_path / "circuit.json")) == str(part)  # equal up to nan
+    old = json.loads((tmp_path / "circuit.json").read_text())
+    del old["whole"]
+    (tmp_path / "circuit.json").write_text(json.dumps(old))
+    assert read_json(tmp_path / "circuit.json").whole is None
+
+
 def test_numbers_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match=r"score of nodes has shape \(3,\)"):
         graph_of(numbers={"score": torch.ones(3)})

@@ -161,6 +161,16 @@ def test_a_large_circuit_is_drawn_as_bars_and_says_so(monkeypatch: pytest.Monkey
         assert numbers[1] == n_q  # bars come by site
 
 
+@pytest.mark.parametrize("room", [0, 300])
+def test_a_part_of_a_circuit_says_of_how_much(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "MOST_NODES", room)
+    graph = graph_of(most=7)
+    nodes, edges = graph_of().size
+    footer = circuit_figure(graph).get_supxlabel()
+    assert footer.startswith(f"{len(graph.nodes)} of {nodes} nodes, 7 of {edges} edges, ")
+    assert ("the heaviest are counted" in footer) == (room == 0)
+
+
 @pytest.mark.parametrize("kind", ["svg", "png"])
 @pytest.mark.parametrize("most", [0, 300])
 def test_files_are_pictures_with_the_same_bytes_each_time(
