@@ -19,7 +19,7 @@ if [ $# -gt 0 ]; then
     exec python -m pytest "$@"
 fi
 # two halves at once, each with the parts of the other left out; the second is shown when the first is over
-others=(tests/circuits tests/neurons tests/sae tests/attribution)
+others=(tests/circuits tests/neurons tests/sae tests/attribution tests/test_cli.py)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 python -m pytest "${others[@]}" >"$log" 2>&1 &
