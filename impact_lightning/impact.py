@@ -108,18 +108,18 @@ def impact(
     with _alone(out, share):
         with atomic_write(out / "impact.yaml") as file:
             file.write(yaml.safe_dump(configuration, sort_keys=False).encode())
-        told = Progress(plan, costs, n_jobs, times(plan, out))
+        told = Progress(plan, costs, n_jobs, times(plan, out), share.names(plan))
         runner = Runner(plan, out, n_jobs, share, told, words, wandb)
         try:
             runner.run()
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
-        outcome = collect(
-            plan, out, images, title=title or out.name, configuration=configuration, margin=margin, errors=runner.errors
-        )
         with (out / ".lock-results").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # of several jobs, one writes at a time
+            fcntl.flock(file, fcntl.LOCK_EX)  # of several jobs, one collects and writes at a time: the last has all
+            outcome = collect(
+                plan, out, title=title or out.name, configuration=configuration, margin=margin, errors=runner.errors
+            )
             _write(out, outcome, plan)
         if wandb is not None:
             track_outcome(outcome, out, wandb)

@@ -25,6 +25,8 @@ from impact_lightning.report.words import (
 )
 from impact_lightning.suite.outcome import LEVELS, Effect, Model, Outcome, Verdict
 
+SPARSER = 0.01  # share of the weights that are zero beyond those of the reference: less is not called sparser
+COUNTED = {"easier": "easier", "harder": "harder", "same": "the same", "mixed": "mixed", "unsettled": "unsettled"}
 EFFECT_HEAD = (
     "model", "measure", "of", "says", "difference", "95\u00a0% interval", "null", "effect", "margin", "p\u00a0(Holm)",
     "value", "reference", "easier if",
@@ -86,33 +88,41 @@ def section(outcome: Outcome, folder: Path) -> Section:
 
 
 def sentence(outcome: Outcome) -> str:
-    """Return the answer to the question in one sentence."""
-    counts: Counter[str] = Counter(verdict.answer for verdict in outcome.verdicts)
+    """Return the answer to the question in one sentence, and in another what models say that are no sparser."""
+    zeros = {model.name: model.sparsity for model in outcome.models}
+    sparser = [v for v in outcome.verdicts if zeros.get(v.model, 0.0) > zeros.get(v.reference, 0.0) + SPARSER]
+    others = [verdict for verdict in outcome.verdicts if verdict not in sparser]
+    if not sparser:  # it is not about zeros, or they are not known
+        sparser, others = others, []
+    counts: Counter[str] = Counter(verdict.answer for verdict in sparser)
     given = sum(counts.values()) - counts["missing"]
     if not given:
         return "There is no answer: no level has compared a model with its reference."
-    easier, harder = counts["easier"], counts["harder"]
-    parts = [f"{word} in {n}{_where(outcome, word)}" for n, word in ((easier, "easier"), (harder, "harder")) if n]
-    words = {"same": "the same in", "mixed": "mixed in", "unsettled": "unsettled in"}
-    parts += [f"{said} {counts[word]}" for word, said in words.items() if counts[word]]
+    easier, harder, mixed = counts["easier"], counts["harder"], counts["mixed"]
     if easier == given:
         verdict = "Yes"
-    elif easier and harder:
+    elif mixed or (easier and harder):
         verdict = "It depends"
     elif easier:
         verdict = "In part"
-    elif harder:
+    elif 2 * (harder + counts["same"]) > given:
         verdict = "No"
     else:
         verdict = "Not clearly"
-    missing = f"; {counts['missing']} could not be given" if counts["missing"] else ""
-    return f"{verdict}. Of {several(given, 'answer')}: {_listed(parts)}{missing}."
+    controls = f" Of models that are no sparser: {_counted(others)}." if others else ""
+    return f"{verdict}. Of {several(given, 'answer')}: {_counted(sparser)}.{controls}"
 
 
-def _where(outcome: Outcome, answer: str) -> str:
-    """Return which levels give an answer."""
-    levels = [name for name in LEVELS if any(v.level == name and v.answer == answer for v in outcome.verdicts)]
-    return f" ({', '.join(LEVEL_TITLES[name] for name in levels)})"
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    """Return how many answers are which, and of which levels those are that say easier or harder."""
+    parts = []
+    for answer, said in COUNTED.items():
+        own = [verdict.level for verdict in verdicts if verdict.answer == answer]
+        where = f" ({', '.join(LEVEL_TITLES[name] for name in LEVELS if name in own)})"
+        parts += [f"{said} in {len(own)}{where if answer in ('easier', 'harder') else ''}"] if own else []
+    n_missing = sum(verdict.answer == "missing" for verdict in verdicts)
+    missing = [f"{n_missing} could not be given"] if n_missing else []
+    return "; ".join([*([_listed(parts)] if parts else []), *missing])
 
 
 def _listed(parts: list[str]) -> str:
@@ -141,7 +151,7 @@ def _level(outcome: Outcome, name: str, models: list[Model]) -> Level:
 
 def cell(verdict: Verdict | None) -> Cell:
     """Return what stands in the table: the answer, and the first measure that gives it; of a mixed one, one of each."""
-    if verdict is None:
+    if verdict is None or verdict.answer == "missing":
         return Cell("missing", SIGNS["missing"])
     wanted = ("easier", "harder") if verdict.answer == "mixed" else (verdict.answer,)
     telling = {one: [effect for effect in verdict.effects if effect.judgement == one] for one in wanted}

@@ -15,7 +15,8 @@ MOST = 60  # lines that can be read
 LINE = 0.21  # inches
 CAPTION = (
     "Points right of the dashed null line are easier to understand. The grey band is the margin below which effects "
-    "are called the same. An effect is a share of what the reference has beyond chance; of a ratio its logarithm. "
+    "are called the same. An effect is a share of what the reference has beyond chance, or where it has nothing, the "
+    "model; where chance is not subtracted, of its value; of a ratio it is the logarithm. "
     "A filled point is a judgement, a hollow one is not."
 )
 
@@ -94,7 +95,7 @@ def _line(axes: Any, y: float, effect: Effect, colour: str) -> None:
     if math.isfinite(effect.margin):
         axes.fill_betweenx([y - 0.5, y + 0.5], -effect.margin, effect.margin, color="#e4e4e4", linewidth=0)
     if not math.isfinite(one.effect):
-        text = "no effect size: the reference is not beyond chance"
+        text = "no effect size: neither is beyond chance"
         look = {"fontsize": 7, "color": GREY, "va": "center", "bbox": {"facecolor": "white", "linewidth": 0, "pad": 1}}
         axes.text(0.01, y, text, transform=axes.get_yaxis_transform(), **look)
         return

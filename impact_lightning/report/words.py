@@ -38,8 +38,8 @@ SIGNS = {
     "harder": Sign("▼", "harder", "harder to understand than the reference"),
     "same": Sign("=", "same", "the difference is smaller than a margin that was fixed before"),
     "mixed": Sign("◆", "mixed", "some measures say easier, others harder"),
-    "unsettled": Sign("?", "unsettled", "the interval is too wide to tell"),
-    "missing": Sign("–", "missing", "no difference with an interval: see the section of the level, and Methods"),
+    "unsettled": Sign("?", "unsettled", "intervals are too wide to tell"),
+    "missing": Sign("–", "missing", "there is no answer: the section of the level says why"),
 }
 
 

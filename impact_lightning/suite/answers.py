@@ -63,11 +63,12 @@ class Compared:
 
     value: float
     reference: float
-    excess: float  # of the reference beyond chance; nan where it is no more than chance
+    scale: float  # what the difference is a share of; nan where there is nothing
+    share_of: str  # the same in words
     difference: float
-    low: float
+    low: float  # of Student's t
     high: float
-    freedom: float  # degrees of it: few classes or images are less sure than their draws look
+    freedom: float  # degrees of it
     how: str
 
 
@@ -134,31 +135,55 @@ def _effects(level: str, table: Table, model: str, reference: str, margin: float
 
 
 def paired(table: Table, both: str, mine: str, theirs: str, headline: Headline, beyond: str = "") -> Compared | None:
-    """Return a difference that was measured in pairs, of classes or images: chance is subtracted in it already."""
+    """Return a difference that was measured in pairs, of classes or images: chance is subtracted in it already.
+
+    Draws of n pairs vary less than the pairs do, by (n - 1) / n, and are taken as normal: for few pairs the interval is
+    widened to that of Student's t.
+    """
     found = table.get((both, headline.measure + beyond))
     own, other = table.get((mine, headline.measure)), table.get((theirs, headline.measure))
     if found is None or own is None or other is None or found.interval is None:
         return None
-    low, high = found.interval.low, found.interval.high
-    how = f"in pairs, beyond chance ({_chance(other)}); {found.interval.how}"
     pairs = found.protocol.get("n_classes") if "classes" in found.interval.how else found.n
     freedom = float(pairs) - 1 if isinstance(pairs, int) else math.inf
-    return Compared(own.value, other.value, _scale(other, own, headline), found.value, low, high, freedom, how)
+    wider = _t(freedom) / _t(math.inf) * math.sqrt(1 + 1 / freedom) if freedom > 0 else math.nan
+    low, high = (found.value + wider * (end - found.value) for end in (found.interval.low, found.interval.high))
+    widened = f", widened to Student's t with {freedom:g} degrees of freedom" if math.isfinite(freedom) else ""
+    how = f"in pairs, beyond chance ({_chance(other)}); {found.interval.how}{widened}"
+    scale, share_of = _scale([other], [own], headline, theirs, mine)
+    return Compared(own.value, other.value, scale, share_of, found.value, low, high, freedom, how)
 
 
 def unpaired(table: Table, mine: str, theirs: str, headline: Headline) -> Compared | None:
-    """Return a difference of numbers with intervals of their own, averaged over seeds of dictionaries."""
+    """Return a difference of numbers with intervals of their own, averaged over seeds of dictionaries.
+
+    All seeds are tested on the same images, so that more seeds make the interval within one no smaller. Few seeds say
+    little of how much seeds differ: degrees of freedom are those of Welch and Satterthwaite.
+    """
     own, others = ([*_of_seeds(table, name, headline.measure)] for name in (mine, theirs))
     if not own or not others:
         return None
-    sizes = [np.array([_beyond(one) if headline.is_beyond else one.value for one in some]) for some in (own, others)]
+    sizes = [np.array([_size(one, headline) for one in some]) for some in (own, others)]
     difference = float(sizes[0].mean() - sizes[1].mean())
-    half = stats.norm.ppf(0.975) * math.hypot(_spread(own, sizes[0]), _spread(others, sizes[1]))
+    within = sum(_within(some) for some in (own, others))
+    between = [(size.var(ddof=1) / len(size), len(size) - 1) for size in sizes if len(size) > 1]  # of a mean
+    variance = float(within + sum(part for part, _ in between))
+    unsure = sum(part**2 / freedom for part, freedom in between)
+    freedom = float(variance**2 / unsure) if unsure else math.inf
+    half = _t(freedom) * math.sqrt(variance)
     value, reference = (float(np.mean([one.value for one in some])) for some in (own, others))
     what = f"beyond chance ({_chance(others[0])})" if headline.is_beyond else "of the values"
-    how = f"{what}; intervals of both added, {len(own)} seed{'s' * (len(own) > 1)}"
-    beyond = float(np.mean([_scale(one, mine_, headline) for one, mine_ in zip(others, own, strict=False)]))
-    return Compared(value, reference, beyond, difference, difference - half, difference + half, math.inf, how)
+    seeds = f"{len(own)} seed{'s' * (len(own) > 1)}"
+    welch = ", Student's t by Welch and Satterthwaite" if math.isfinite(freedom) else ""
+    how = f"{what}; intervals of both added, {seeds}{welch}"
+    scale, share_of = _scale(others, own, headline, theirs, mine)
+    low, high = difference - half, difference + half
+    return Compared(value, reference, scale, share_of, difference, low, high, freedom, how)
+
+
+def _t(freedom: float) -> float:
+    """Return how many standard errors half a 95 % interval of Student's t is."""
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def _of_seeds(table: Table, kind: str, measure: str) -> Iterator[Record]:
@@ -167,11 +192,10 @@ def _of_seeds(table: Table, kind: str, measure: str) -> Iterator[Record]:
             yield record
 
 
-def _spread(records: Sequence[Record], sizes: Floats) -> float:
-    """Return the standard error of a mean over seeds: within them, and between them."""
-    within = np.array([_error(record.interval.low, record.interval.high) for record in records if record.interval])
-    between = sizes.var(ddof=1) if len(sizes) > 1 else 0.0
-    return float(np.sqrt(((within**2).mean() + between) / len(sizes)))
+def _within(records: Sequence[Record]) -> float:
+    """Return the mean squared standard error of one of several numbers."""
+    errors = [_error(one.interval.low, one.interval.high) for one in records if one.interval is not None]
+    return float(np.mean(np.square(errors)))
 
 
 def _ratio(table: Table, model: str, reference: str, headline: Headline, margin: float) -> Iterator[Effect]:
@@ -182,10 +206,12 @@ def _ratio(table: Table, model: str, reference: str, headline: Headline, margin:
         return
     low, high, log = found.interval.low, found.interval.high, math.log(found.value)
     is_known = low > 0 and math.isfinite(high)
+    tasks = {of.rpartition("/")[0] for of, name in table if of.startswith(f"{model}/") and name == "loss_full"}
+    is_whole = found.n >= len(tasks)  # without tasks that one of both has no circuit for
     error = _error(math.log(low), math.log(high), found.n - 1) if is_known else math.nan
     yield Effect(
         measure=headline.measure,
-        of="",
+        of="" if is_whole else f"{found.n} of {len(tasks)} tasks",
         better=headline.better,
         value=own.value,
         reference=other.value,
@@ -193,10 +219,11 @@ def _ratio(table: Table, model: str, reference: str, headline: Headline, margin:
         low=low,
         high=high,
         null=1.0,
-        how=f"ratio at the same loss, 1 where circuits are as large; {found.interval.how}",
+        how="; ".join(("ratio at the same loss, 1 where circuits are as large", found.interval.how, *found.notes)),
         effect=log,
         margin=math.log1p(margin),
-        p=_p(log, error, found.n - 1) if is_known else math.nan,
+        # circuits of fewer than half of the tasks, the easy ones, say nothing of the model
+        p=_p(log, error, found.n - 1) if is_known and 2 * found.n >= len(tasks) else math.nan,
         judgement="unsettled",
     )
 
@@ -216,29 +243,45 @@ def _judged(headline: Headline, of: str, found: Compared | None, margin: float) 
         high=found.high,
         null=0.0,
         how=found.how,
-        effect=found.difference / found.excess,
+        effect=found.difference / found.scale,
         margin=margin,
-        p=_p(found.difference, _error(found.low, found.high), found.freedom),
+        p=_p(found.difference, _error(found.low, found.high, found.freedom), found.freedom),
         judgement="unsettled",
+        share_of=found.share_of,
     )
 
 
-def excess(record: Record, better: Better) -> float:
-    """Return by how much a record is better than chance; nan where it is not, beyond half its interval."""
-    beyond = _beyond(record) * (1 if better == "more" else -1)
-    half = 0.0 if record.interval is None else (record.interval.high - record.interval.low) / 2
-    return beyond if beyond > half else math.nan
+def excess(records: Sequence[Record], headline: Headline) -> float:
+    """Return by how much records are better than chance; nan where one is not, beyond half its interval."""
+    sign = 1 if headline.better == "more" else -1
+    halves = [0.0 if one.interval is None else (one.interval.high - one.interval.low) / 2 for one in records]
+    beyond = [sign * _size(one, headline) for one in records]
+    return float(np.mean(beyond)) if all(size > half for size, half in zip(beyond, halves, strict=True)) else math.nan
 
 
-def _scale(reference: Record, model: Record, headline: Headline) -> float:
-    """Return what a difference is a share of: what the reference has beyond chance, or else the model."""
-    known = [excess(one, headline.better) for one in (reference, model)]
-    return known[1] if math.isnan(known[0]) else known[0]
+def _scale(
+    others: Sequence[Record], own: Sequence[Record], headline: Headline, reference: str, model: str
+) -> tuple[float, str]:
+    """Return what a difference is a share of, also in words: what the reference has beyond chance, or else the model.
+
+    Args:
+        others: Records of the reference, one for each seed.
+        own: Records of the model.
+        headline: The measure.
+        reference: What the records of the reference are of, its name first.
+        model: The same of the model.
+    """
+    of = "has beyond chance" if headline.is_beyond else "has"
+    for some, name in ((others, reference), (own, model)):
+        if not math.isnan(size := excess(some, headline)):
+            return size, f"what {name.partition('/')[0]} {of}"
+    return math.nan, ""
 
 
-def _beyond(record: Record) -> float:
+def _size(record: Record, headline: Headline) -> float:
+    """Return a number beyond its null, where that is chance."""
     null = record.null.value if record.null is not None and math.isfinite(record.null.value) else 0.0
-    return record.value - null
+    return record.value - null if headline.is_beyond else record.value
 
 
 def _chance(record: Record) -> str:
@@ -247,12 +290,14 @@ def _chance(record: Record) -> str:
 
 def _error(low: float, high: float, freedom: float = math.inf) -> float:
     """Return the standard error behind a 95 % interval: of draws, or of Student's t with so many degrees of freedom."""
-    return (high - low) / (2 * float(stats.t.ppf(0.975, freedom)))
+    return (high - low) / (2 * _t(freedom))
 
 
 def _p(value: float, error: float, freedom: float) -> float:
-    """Return the two-sided p-value of no difference."""
-    if not error > 0:
+    """Return the two-sided p-value of no difference; nan where its error is not known."""
+    if math.isnan(error):
+        return math.nan
+    if error == 0:
         return 1.0 if value == 0 else 0.0
     return float(2 * stats.t.sf(abs(value) / error, freedom))
 
@@ -297,7 +342,7 @@ def hollow(level: str, model: Model, effects: list[Effect], unable: str) -> Verd
     """Return the answer of a comparison in which one of both cannot do the task."""
     words = f"{unable} does the task no better than chance: what is found in it says nothing about understanding."
     unsettled = [replace(effect, judgement="unsettled") for effect in effects]
-    return Verdict(level, model.name, model.reference, "unsettled" if effects else "missing", words, unsettled)
+    return Verdict(level, model.name, model.reference, "missing", words, unsettled)
 
 
 def verdict(level: str, model: Model, effects: list[Effect]) -> Verdict:
@@ -342,25 +387,27 @@ SAID = {
 def _words(level: str, model: Model, answer: Answer, effects: Sequence[Effect]) -> str:
     """Return an answer as a sentence."""
     said = SAID[answer].format(model=model.name, reference=model.reference, where=WHERE[level])
-    sides = {
-        side: [_told(one, model.reference) for one in effects if one.judgement == side] for side in ("easier", "harder")
-    }
+    sides = {side: [_told(one) for one in effects if one.judgement == side] for side in ("easier", "harder")}
     said_by = [
         (f"{side} by " if answer == "mixed" else "") + ", ".join(found) for side, found in sides.items() if found
     ]
     told = "; ".join(said_by)
     if answer == "unsettled":
+        n_same = sum(effect.judgement == "same" for effect in effects)
         told = f"none of {len(effects)} differences is sure"
+        if n_same:
+            told = f"{n_same} of {len(effects)} differences are within the margin, the others may be or not"
     if answer == "same":
         told = f"all of {len(effects)} differences are within the margin"
     return f"{said}: {told}." if told else f"{said}."
 
 
-def _told(effect: Effect, reference: str) -> str:
+def _told(effect: Effect) -> str:
     """Return an effect in words."""
     name = effect.measure.replace("_", " ")
     if effect.null == 1.0:
-        return f"{effect.difference:.2f} times the {name} ({effect.low:.2f} to {effect.high:.2f})"
-    share = f", {abs(effect.effect):.0%} of what {reference} has beyond chance" if math.isfinite(effect.effect) else ""
+        of = f" in {effect.of}" if effect.of else ""
+        return f"{effect.difference:.2f} times the {name}{of} ({effect.low:.2f} to {effect.high:.2f})"
+    share = f", {abs(effect.effect):.0%} of {effect.share_of}" if math.isfinite(effect.effect) else ""
     told = f"{'more' if effect.difference > 0 else 'less'} {name} ({effect.difference:+.3g}{share})"
     return told.replace("(-", "(\N{MINUS SIGN}")

@@ -85,10 +85,10 @@ def _check_tasks(plan: Plan) -> None:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=TaskData)
-    for work in plan.works.values():
-        if work.verb == "fit" and work.level == "circuits":
-            with _named(work.name):
-                parser.instantiate(parser.parse_object({"data": copy.deepcopy(work.config["data"])}))
+    fits = [work for work in plan.works.values() if work.verb == "fit" and work.level == "circuits"]
+    for work in {json.dumps(work.config["data"]): work for work in fits}.values():  # each of them takes seconds
+        with _named(work.name):
+            parser.instantiate(parser.parse_object({"data": copy.deepcopy(work.config["data"])}))
 
 
 def _kind(work: Work) -> str:

@@ -1,5 +1,6 @@
 """Collects: what all units have left on the disk becomes one outcome."""
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -12,8 +13,9 @@ from impact_lightning.data.scenes import SceneData
 from impact_lightning.files import write_csv
 from impact_lightning.results import Record, read_results
 from impact_lightning.suite.answers import verdicts
+from impact_lightning.suite.checks import open_images
 from impact_lightning.suite.outcome import LEVELS, Entry, Model, Outcome, State, Unit
-from impact_lightning.suite.plan import Member, Plan
+from impact_lightning.suite.plan import Member, Plan, image_configs
 from impact_lightning.suite.planted import planted
 from impact_lightning.suite.runner import states_on_disk
 from impact_lightning.types import UserError
@@ -22,7 +24,6 @@ from impact_lightning.types import UserError
 def collect(
     plan: Plan,
     out: Path,
-    data: ImageDataModule,
     *,
     title: str,
     configuration: dict[str, Any],
@@ -34,7 +35,6 @@ def collect(
     Args:
         plan: The plan.
         out: Folder of the run.
-        data: The images.
         title: What the run is called.
         configuration: The resolved configuration.
         margin: Effects below this are called the same.
@@ -51,9 +51,7 @@ def collect(
         models=models,
         units=units,
         verdicts=list(verdicts(models, levels, entries, owners, margin, _unable(entries, models))),
-        planted=list(planted(data, entries, units, [one.name for one in models], out))
-        if isinstance(data, SceneData)
-        else [],
+        planted=list(planted(_scenes(plan, units), entries, units, [one.name for one in models], out)),
         entries=entries,
     )
 
@@ -91,6 +89,20 @@ def _read(units: list[Unit], out: Path) -> tuple[list[Unit], list[Entry]]:
         except UserError as error:
             kept[-1] = replace(unit, state="failed", error=str(error).replace(str(out), "."))
     return kept, entries
+
+
+def _scenes(plan: Plan, units: Iterable[Unit]) -> dict[str, SceneData]:
+    """Return the images that each test has read, where they are scenes with known factors."""
+    opened: dict[str, ImageDataModule] = {}
+    found = {}
+    for unit in units:
+        if unit.verb == "test" and unit.state == "done":
+            for key in image_configs(plan.works[unit.name].config):
+                if key not in opened:
+                    opened[key] = open_images(json.loads(key), unit.name)
+                if isinstance(data := opened[key], SceneData):
+                    found[unit.name] = data
+    return found
 
 
 def _model(member: Member, entries: Iterable[Entry]) -> Model:

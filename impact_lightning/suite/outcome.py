@@ -77,7 +77,7 @@ class Effect:
 
     Args:
         measure: Name of the measure.
-        of: What it was measured of, without the name of the model.
+        of: What it was measured of, without the name of the model; of circuits, how many tasks if not all.
         better: Whether more or less of it is easier to understand.
         value: The number of the model.
         reference: The number of the reference.
@@ -91,6 +91,7 @@ class Effect:
         margin: Smaller effects are never called easier or harder; fixed before anything was measured.
         p: Two-sided p-value of no difference, corrected over the measures of the level (Holm).
         judgement: What it says.
+        share_of: What the effect is a share of, in words; empty for a ratio.
     """
 
     measure: str
@@ -107,6 +108,7 @@ class Effect:
     margin: float
     p: float
     judgement: Judgement
+    share_of: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from impact_lightning.types import UserError
 
 FILES = ("weights", "head")  # keys of a backbone
 LONGEST = 60  # letters of a model's name: it becomes that of folders
-SCHEME = 1  # of fingerprints: a new number makes every unit anew
+SCHEME = 2  # of fingerprints: a new number makes every unit anew
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Plan:
         for name, work in self.works.items():
             config = known_by_bytes(placed([work.config, work.checkpoint], found.__getitem__))
             images = [self.data[key] for key in image_configs(work.config) if key in self.data]
-            everything = [SCHEME, __version__, work.verb, config, images]
+            order = [*work.config.get("model", {}).get("init_args", {}).get("models", {})]  # the reference first
+            everything = [SCHEME, __version__, work.verb, config, order, images]
             found[name] = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
         return found
 

@@ -21,22 +21,24 @@ DRAWS = 20  # permutations of the images
 
 
 def planted(
-    data: SceneData, entries: Sequence[Entry], units: Sequence[Unit], models: Sequence[str], out: Path
+    scenes: Mapping[str, SceneData], entries: Sequence[Entry], units: Sequence[Unit], models: Sequence[str], out: Path
 ) -> Iterator[Planted]:
-    """Yield every planted truth that the levels could find.
+    """Yield every planted truth that the levels could find; none of images that are no scenes.
 
     Args:
-        data: The scenes.
+        scenes: The scenes that units have read, by their names.
         entries: All records.
         units: All units.
         models: Names of the models.
         out: Folder of the run.
     """
-    label = " and ".join(name.replace("_", " ") for name in data.label)
+    if not scenes:
+        return
+    label = " and ".join(name.replace("_", " ") for name in next(iter(scenes.values())).label)
     tables = {level: _table(entries, level) for level in ("neurons", "circuits", "attribution")}
     for model in models:
         yield from _neurons(tables["neurons"], model, label)
-        yield from _features(data, units, model, out)
+        yield from _features(scenes, units, model, out)
         yield from _circuits(tables["circuits"], model)
         yield from _maps(tables["attribution"], model)
 
@@ -89,11 +91,12 @@ def _reaches(table: Mapping[tuple[str, str], Record], of: str) -> bool:
 # ----------------------------------------------------------------------------------------------------------- features
 
 
-def _features(data: SceneData, units: Sequence[Unit], model: str, out: Path) -> Iterator[Planted]:
+def _features(scenes: Mapping[str, SceneData], units: Sequence[Unit], model: str, out: Path) -> Iterator[Planted]:
     """Yield how many values of all factors of the scenes have a feature of their own."""
     for unit in units:
-        if unit.level != "sae" or unit.verb != "test" or unit.state != "done" or unit.models != [model]:
+        if unit.level != "sae" or unit.name not in scenes or unit.models != [model]:
             continue
+        data = scenes[unit.name]
         for path in sorted((out / unit.folder / "features").glob("**/features.safetensors")):
             try:
                 features, description = read_features(path.parent)

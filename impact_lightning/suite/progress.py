@@ -1,7 +1,7 @@
 """Progress: a line for each unit that begins or ends, and how long the rest takes."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from impact_lightning.suite.estimate import Cost
 from impact_lightning.suite.outcome import State
 from impact_lightning.suite.plan import Plan
 
-COLOURS = {"done": "green", "failed": "bold red"}
+COLOURS = {"done": "green", "failed": "bold red", "skipped": "yellow"}
 
 
 class Progress:
@@ -22,14 +22,23 @@ class Progress:
         costs: What each unit is estimated to cost.
         jobs: Units at a time.
         done: Seconds of the units that were done before.
+        own: The units that this job does; all of them by default.
     """
 
-    def __init__(self, plan: Plan, costs: Mapping[str, Cost], jobs: int, done: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        costs: Mapping[str, Cost],
+        jobs: int,
+        done: Mapping[str, float],
+        own: Collection[str] | None = None,
+    ) -> None:
         self.names = list(plan.works)
         self.costs = costs
         self.jobs = jobs
         self.seconds = dict(done)
         self.ended = set(done)
+        self.own = set(self.names if own is None else own)
         self.console = Console(highlight=False)
         self.width = max(map(len, self.names))
 
@@ -45,14 +54,15 @@ class Progress:
             self.seconds[name] = seconds
         left = self.left()
         rest = f"[dim]about {clock(left)} left[/]" if left else ""
-        self.console.print(f"{start}  [{COLOURS[state]}]{state}[/] after {clock(seconds)}  {rest}")
+        took = "" if state == "skipped" else f" after {clock(seconds)}"
+        self.console.print(f"{start}  [{COLOURS[state]}]{state}[/]{took}  {rest}")
 
     def left(self) -> float:
         """Return the seconds until everything has ended, by how long units took beside their estimates."""
         known = [name for name in self.seconds if self.costs[name].seconds > 0]
         expected = sum(self.costs[name].seconds for name in known)
         pace = sum(self.seconds[name] for name in known) / expected if expected else 1.0
-        return pace * sum(self.costs[name].seconds for name in self.names if name not in self.ended) / self.jobs
+        return pace * sum(self.costs[name].seconds for name in self.own - self.ended) / self.jobs
 
 
 def clock(seconds: float) -> str:

@@ -49,9 +49,9 @@ class Share:
             raise UserError(f"shard {text!r}: give the number of this job and that of all jobs, such as 3/16")
         return cls(int(number), int(of))
 
-    def has(self, place: int) -> bool:
-        """Return whether the unit at this place of the plan belongs to the job."""
-        return place % self.of == self.number - 1
+    def names(self, plan: Plan) -> set[str]:
+        """Return the units that belong to the job."""
+        return {name for place, name in enumerate(plan.works) if place % self.of == self.number - 1}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Runner:
         self.launcher = launcher
         self.told = told
         self.project = project
-        self.own = {name for place, name in enumerate(plan.works) if share.has(place)}
+        self.own = share.names(plan)
         self.running: list[Running] = []
         self.states: dict[str, State] = {}
         self.errors: dict[str, str] = {}
@@ -146,6 +146,7 @@ class Runner:
         """Skip a unit that cannot be done, or begin one that can."""
         if lost := [one for one in work.after if self.states.get(one) in ("failed", "skipped")]:
             self.states[name], self.errors[name] = "skipped", f"{lost[0]} is not there"
+            self.told(name, "skipped", 0.0)
         elif len(self.running) < self.jobs and all(self.states.get(one) == "done" for one in work.after):
             self._begin(name, work)
 
@@ -183,9 +184,9 @@ class Runner:
         self.told(name, "waiting", 0.0)
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        parent, pid = os.getpid(), os.fork()
         if pid == 0:
-            _be_unit(words, folder / LOG, self.launcher, self.jobs, slot)
+            _be_unit(parent, words, folder / LOG, self.launcher, self.jobs, slot)
         self.running.append(Running(name, pid, slot, said, time.monotonic()))
 
     def _words(self, name: str, work: Work, folder: Path) -> list[str]:
@@ -275,14 +276,14 @@ def states_on_disk(plan: Plan, out: Path) -> Iterator[tuple[str, State, str]]:
 # ------------------------------------------------------------------------------------------------------ inside a unit
 
 
-def _be_unit(words: list[str], log: Path, launcher: Sequence[str], jobs: int, slot: int) -> None:
+def _be_unit(parent: int, words: list[str], log: Path, launcher: Sequence[str], jobs: int, slot: int) -> None:
     """Become the process of a unit: never returns.
 
     The program is already in memory, which saves the seconds that it takes to import it.
     """
     code = 1
     try:
-        _die_with_parent()
+        _die_with(parent)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _write_to(log)
         print("$", shlex.join([*(launcher or ["python"]), "-m", "impact_lightning", *words]), flush=True)
@@ -307,11 +308,11 @@ def _be_unit(words: list[str], log: Path, launcher: Sequence[str], jobs: int, sl
         os._exit(code)
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """Let the kernel kill this process with its parent: two of them in one folder would be in each other's way."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DEATH, signal.SIGKILL)
-        if os.getppid() == 1:  # it died before that
+        if os.getppid() != parent:  # it died before that
             os._exit(1)
 
 
@@ -330,8 +331,10 @@ def _share_machine(jobs: int, slot: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
     gpus = torch.cuda.device_count()
-    if jobs > 1 and gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+    if jobs > 1 and gpus > 1:
+        known = os.environ.get("CUDA_VISIBLE_DEVICES")  # what a scheduler has given: indices, or names of devices
+        names = known.split(",") if known else [str(number) for number in range(gpus)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
 
 
 def cores() -> int:

@@ -121,7 +121,7 @@ class Trained(Source):
     def works(self, name: str, shared: Shared, seed: int, origin: Config | None) -> tuple[list[Work], Config]:
         """Return its training."""
         fit = shared.fit(f"{name}/fit", name, shared.backbone, self.training, seed)
-        return [fit], {**shared.backbone, "weights": f"${{{fit.name}}}/checkpoints/{self.training.keep}.ckpt"}
+        return [fit], {**_unread(shared.backbone), "weights": f"${{{fit.name}}}/checkpoints/{self.training.keep}.ckpt"}
 
 
 @dataclass(frozen=True)
@@ -222,4 +222,4 @@ class Given(Source):
 
 def _unread(backbone: Config | None) -> Config:
     """Return a backbone whose weights come from somewhere else from now on."""
-    return {key: value for key, value in (backbone or {}).items() if key != "pretrained"}
+    return {key: value for key, value in (backbone or {}).items() if key not in ("pretrained", "new_head", "head")}

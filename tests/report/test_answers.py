@@ -29,7 +29,9 @@ def with_answers(*words: str) -> Outcome:
         (("easier", "same"), "In part. Of 2 answers: easier in 1 (Neurons) and the same in 1."),
         (("harder", "same"), "No. Of 2 answers: harder in 1 (Neurons) and the same in 1."),
         (("same", "unsettled"), "Not clearly. Of 2 answers: the same in 1 and unsettled in 1."),
-        (("mixed",), "Not clearly. Of 1 answer: mixed in 1."),
+        (("mixed",), "It depends. Of 1 answer: mixed in 1."),
+        (("same", "same"), "No. Of 2 answers: the same in 2."),
+        (("harder", *["unsettled"] * 2), "Not clearly. Of 3 answers: harder in 1 (Neurons) and unsettled in 2."),
         (
             ("easier", "harder", "missing"),
             "It depends. Of 2 answers: easier in 1 (Neurons) and harder in 1 (Neurons); 1 could not be given.",
@@ -38,6 +40,18 @@ def with_answers(*words: str) -> Outcome:
 )
 def test_one_sentence_answers_the_question(words: tuple[str, ...], said: str) -> None:
     assert sentence(with_answers(*words)) == said
+
+
+def test_models_that_are_no_sparser_do_not_answer_for_sparsity() -> None:
+    made = outcome()
+    tuned = replace(made.models[0], name="dense_ft", group="dense_ft")
+    answers = [verdict("easier"), verdict("harder", model="dense_ft"), verdict("missing", model="dense_ft")]
+    found = replace(made, models=[*made.models, tuned], verdicts=answers)
+    assert sentence(found) == (
+        "Yes. Of 1 answer: easier in 1 (Neurons). Of models that are no sparser: harder in 1 (Neurons); "
+        "1 could not be given."
+    )
+    assert sentence(replace(found, verdicts=answers[1:])).startswith("No. Of 1 answer")  # nothing else is compared
 
 
 def test_a_cell_holds_the_answer_and_the_first_measure_that_gives_it() -> None:

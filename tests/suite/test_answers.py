@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from impact_lightning.results import Interval, Null, Record
-from impact_lightning.suite.answers import excess, holm, judged, verdict, verdicts
+from impact_lightning.suite.answers import Headline, excess, holm, judged, paired, verdict, verdicts
 from impact_lightning.suite.outcome import Effect, Entry, Model, Verdict
 
 DENSE = Model("dense", "dense", "trained", 0, "dense", 0.0, "w", 0.9)
@@ -137,8 +137,32 @@ def test_neurons_are_compared_in_pairs_beyond_chance() -> None:
     [only] = found.effects
     assert (only.value, only.reference, only.difference) == (0.9, 0.8, 0.08)
     assert only.effect == pytest.approx(0.08 / 0.3)
-    assert only.p == pytest.approx(2 * stats.t.sf(0.08 / (0.04 / (2 * 1.959964)), 9))  # ten classes
+    error = 0.04 / (2 * 1.959964) * math.sqrt(10 / 9)  # ten classes, whose draws vary less than they do
+    assert only.p == pytest.approx(2 * stats.t.sf(0.08 / error, 9))
+    assert only.low == pytest.approx(0.08 - stats.t.ppf(0.975, 9) * error)
+    assert only.high == pytest.approx(0.08 + stats.t.ppf(0.975, 9) * error)
     assert found.answer == "easier"
+
+
+def test_intervals_over_few_classes_hold_as_often_as_they_say() -> None:
+    generator, draws, hits = np.random.default_rng(0), 200, 0
+    orders = generator.integers(8, size=(draws, 8))
+    for _ in range(1500):
+        differences = generator.normal(size=8)  # of eight classes; in truth there is none
+        means = differences[orders].mean(1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        both = replace(
+            record("m", "sparse - dense/x", float(differences.mean()), (low, high)),
+            protocol={"n_classes": 8},
+            interval=Interval(low, high, "bootstrap over classes"),
+        )
+        table = {
+            (one.of, one.measure): one for one in (record("m", "sparse/x", 1.0), record("m", "dense/x", 1.0), both)
+        }
+        found = paired(table, "sparse - dense/x", "sparse/x", "dense/x", Headline("m", "more"))
+        assert found is not None
+        hits += found.low <= 0 <= found.high
+    assert hits / 1500 == pytest.approx(0.95, abs=0.017)  # three standard errors; the draws alone give 0.89
 
 
 def test_less_entropy_is_easier() -> None:
@@ -190,6 +214,20 @@ def test_few_tasks_are_as_unsure_as_student_says() -> None:
     assert only.p == pytest.approx(test.pvalue)
 
 
+@pytest.mark.parametrize(("left", "judgement"), [(3, "easier"), (2, "easier"), (1, "unsettled")])
+def test_tasks_without_a_circuit_are_spoken_of(left: int, judgement: str) -> None:
+    notes = () if left == 3 else (f"{3 - left} tasks in which one of them has no circuit are left out",)
+    ratio = replace(record("nodes_ratio", "sparse / dense", 0.5, (0.45, 0.55)), n=max(left, 2), notes=notes)
+    tasks = [record("loss_full", f"sparse/task {i}/seed 0", 0.1) for i in range(3 if left > 1 else 5)]
+    means = [record("nodes_geometric_mean", name, 1.0) for name in ("dense", "sparse")]
+    found = ask("circuits", [ratio, *tasks, *means])
+    [only] = found.effects
+    assert only.judgement == judgement
+    assert only.of == {3: "", 2: "2 of 3 tasks", 1: "2 of 5 tasks"}[left]
+    assert all(note in only.how for note in notes)
+    assert (" in 2 of 3 tasks (" in found.words) == (left == 2)
+
+
 def test_dictionaries_are_compared_by_intervals_of_both() -> None:
     own = [record("fvu", "blocks.1/0-BatchTopK-x8-s0", 0.3, (0.26, 0.34), 1.0)]
     other = [record("fvu", "blocks.1/0-BatchTopK-x8-s0", 0.2, (0.17, 0.23), 1.0)]
@@ -208,6 +246,13 @@ def test_what_the_model_loses_is_compared_as_it_is() -> None:
     entries = [Entry("sae", "a", other), Entry("sae", "b", own)]
     [found] = verdicts([DENSE, SPARSE], ["sae"], entries, {"a": "dense", "b": "sparse"}, 0.1)
     assert found.effects[0].difference == pytest.approx(0.01)
+    assert found.effects[0].effect == pytest.approx(0.01 / 0.98)
+    assert found.effects[0].share_of == "what dense has"
+    assert found.answer == "same"
+    worse = record("loss_recovered", "site/0-x8-s0", 0.96, (0.955, 0.965), 0.9)  # a null nearby makes it no larger
+    [found] = verdicts(
+        [DENSE, SPARSE], ["sae"], [entries[0], Entry("sae", "b", worse)], {"a": "dense", "b": "sparse"}, 0.1
+    )
     assert found.answer == "same"
 
 
@@ -225,9 +270,25 @@ def test_dictionaries_of_several_seeds_vary_between_them() -> None:
     [found] = verdicts([DENSE, SPARSE], ["sae"], entries, owners, 0.1)
     [only] = found.effects
     assert only.difference == pytest.approx(0.1)
-    error = math.sqrt(2 * 0.04 / 3)  # variance 0.04 between three seeds of each
-    assert only.high - only.difference == pytest.approx(stats.norm.ppf(0.975) * error, rel=1e-4)
+    welch = stats.ttest_ind([0.2, 0.4, 0.6], [0.1, 0.3, 0.5], equal_var=False)
+    interval = welch.confidence_interval(0.95)
+    assert (only.low, only.high) == pytest.approx((interval.low, interval.high), rel=1e-4)
+    assert only.p == pytest.approx(welch.pvalue, rel=1e-4)
     assert found.answer == "unsettled"
+
+
+def test_more_seeds_on_the_same_images_know_no_more_of_the_images() -> None:
+    def half(seeds: int) -> float:
+        entries = [
+            Entry("sae", model, record("fvu", f"site/0-x8-s{seed}", value, (value - 0.1, value + 0.1), 1.0))
+            for model, value in (("dense", 0.3), ("sparse", 0.4))
+            for seed in range(seeds)
+        ]
+        [found] = verdicts([DENSE, SPARSE], ["sae"], entries, {"dense": "dense", "sparse": "sparse"}, 0.1)
+        return found.effects[0].high - found.effects[0].difference
+
+    assert half(1) == pytest.approx(math.hypot(0.1, 0.1))
+    assert half(4) == pytest.approx(half(1))
 
 
 def test_the_same_model_twice_is_the_same() -> None:
@@ -236,11 +297,15 @@ def test_the_same_model_twice_is_the_same() -> None:
 
 
 def test_a_reference_at_chance_gives_no_share() -> None:
-    assert math.isnan(excess(record("m", "x", 0.5, (0.4, 0.6), 0.45), "more"))
-    assert excess(record("m", "x", 0.7, (0.6, 0.8), 0.5), "more") == pytest.approx(0.2)
-    assert math.isnan(excess(record("m", "x", 0.7, (0.6, 0.8), 0.5), "less"))  # worse than chance
-    assert excess(record("m", "x", 0.3, (0.2, 0.4), 0.5), "less") == pytest.approx(0.2)
-    assert excess(record("m", "x", 0.7), "more") == pytest.approx(0.7)
+    more, less = Headline("m", "more"), Headline("m", "less")
+    assert math.isnan(excess([record("m", "x", 0.5, (0.4, 0.6), 0.45)], more))
+    assert excess([record("m", "x", 0.7, (0.6, 0.8), 0.5)], more) == pytest.approx(0.2)
+    assert math.isnan(excess([record("m", "x", 0.7, (0.6, 0.8), 0.5)], less))  # worse than chance
+    assert excess([record("m", "x", 0.3, (0.2, 0.4), 0.5)], less) == pytest.approx(0.2)
+    assert excess([record("m", "x", 0.7)], more) == pytest.approx(0.7)
+    assert excess([record("m", "x", 0.7), record("m", "y", 0.9)], more) == pytest.approx(0.8)  # of two seeds
+    assert math.isnan(excess([record("m", "x", 0.7), record("m", "y", 0.5, (0.4, 0.6), 0.5)], more))
+    assert excess([record("m", "x", 0.7, null=0.5)], Headline("m", "more", is_beyond=False)) == pytest.approx(0.7)
 
 
 def test_where_the_reference_is_at_chance_the_model_is_the_scale() -> None:
@@ -249,9 +314,11 @@ def test_where_the_reference_is_at_chance_the_model_is_the_scale() -> None:
         record("selectivity", "sparse/neurons", 0.7, (0.65, 0.75), 0.5),
         record("selectivity", "sparse - dense/neurons", 0.2, (0.15, 0.25), 0.0),
     ]
-    [only] = ask("neurons", records).effects
+    found = ask("neurons", records)
+    [only] = found.effects
     assert only.effect == pytest.approx(1.0)
     assert only.judgement == "easier"
+    assert "100% of what sparse has beyond chance" in found.words
     at_chance = [replace(one, value=0.51) if one.of == "sparse/neurons" else one for one in records]
     assert ask("neurons", at_chance).effects[0].judgement == "unsettled"
 
@@ -264,7 +331,7 @@ def test_a_model_that_cannot_do_the_task_settles_nothing() -> None:
     ]
     entries = [Entry("neurons", "u", one) for one in records]
     [found] = verdicts([DENSE, SPARSE], ["neurons"], entries, {}, 0.1, {"dense"})
-    assert found.answer == "unsettled"
+    assert found.answer == "missing"
     assert "dense does the task no better than chance" in found.words
     assert {one.judgement for one in found.effects} == {"unsettled"}
 
@@ -273,6 +340,12 @@ def test_what_decides_comes_first() -> None:
     some = [effect(0.05, 0.04), effect(0.3, 0.1), effect(-0.9, 0.1), effect(0.2, 1.0)]
     found = verdict("neurons", SPARSE, holm(some)).effects
     assert [one.difference for one in found] == [-0.9, 0.3, 0.2, 0.05]
+
+
+def test_what_is_surely_the_same_is_not_called_unsure() -> None:
+    some = [effect(0.0, 0.01, judgement="same")] * 4 + [effect(0.09, 0.03)]
+    assert "4 of 5 differences are within the margin" in verdict("neurons", SPARSE, some).words
+    assert "none of 1 differences is sure" in verdict("neurons", SPARSE, some[4:]).words
 
 
 def test_nothing_measured_is_said() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from impact_lightning.suite.levels import Level, Levels
 from impact_lightning.suite.plan import Plan, image_configs, with_data
-from impact_lightning.suite.sources import Given, Pruned, Trained, Training
+from impact_lightning.suite.sources import Given, Pruned, Trained, Training, Tuned
 from impact_lightning.types import UserError
 from tests.suite.plans import MODELS, SAE, SHARED, plan
 
@@ -85,6 +85,26 @@ def test_a_change_makes_what_depends_on_it_anew_and_nothing_else() -> None:
     assert changed(base, plan(more)) == together | {"other/fit", "other/test", "sae/other/fit", "sae/other/test"}
     levels = Levels(sae=SAE, attribution=Level(model={"sanity_images": 4}))
     assert changed(base, plan(levels=levels)) == {"attribution"}
+
+
+def test_another_reference_makes_anew_what_compares_models() -> None:
+    models = {"a": Trained(), "b": Trained(Training(model={"lr": 1.0}))}
+    one, other = (plan(models, reference=reference) for reference in models)
+    assert changed(one, other) == {"neurons", "circuits/fit", "circuits/test", "attribution"}
+
+
+def test_a_trained_model_has_its_own_head(tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"w")
+    given = Given(weights, backbone={"new_head": True})
+    models = {"dense": given, "tuned": Tuned("dense", Training()), "cut": Pruned("tuned", 0.5, finetune=Training())}
+    made = {one.name: one.backbone for one in plan(models).members}
+    assert made["dense"]["new_head"]
+    assert [key for name in ("tuned", "cut") for key in made[name] if key in ("new_head", "head", "pretrained")] == []
+    probe = replace(SHARED, backbone={**SHARED.backbone, "pretrained": True, "head": "probe.ckpt"})
+    works, backbone = Trained().works("m", probe, 0, None)
+    assert works[0].config["model"]["init_args"]["backbone"]["pretrained"]
+    assert set(backbone) == {*SHARED.backbone, "weights"}
 
 
 def test_other_images_make_everything_anew_that_reads_them() -> None:

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from impact_lightning.suite import runner
+from impact_lightning.suite.estimate import Cost
 from impact_lightning.suite.outcome import State
 from impact_lightning.suite.plan import Plan
+from impact_lightning.suite.progress import Progress
 from impact_lightning.suite.runner import FAILED, LOG, Runner, Share, states_on_disk, times
 from impact_lightning.suite.work import Work
 from impact_lightning.types import UserError
@@ -34,7 +37,7 @@ def does(monkeypatch: pytest.MonkeyPatch) -> dict[str, Does]:
     """Let processes call these functions instead of commands, by the first letters of their folders."""
     actions: dict[str, Does] = {}
 
-    def be_unit(words: list[str], log: Path, launcher: list[str], jobs: int, slot: int) -> None:
+    def be_unit(parent: int, words: list[str], log: Path, launcher: list[str], jobs: int, slot: int) -> None:
         name = log.parent.name.rsplit("-", 1)[0]
         with (log.parent.parents[1] / "order.txt").open("a") as order:
             order.write(f"{name} {slot}\n")
@@ -198,7 +201,7 @@ def test_an_interrupt_ends_what_runs(tmp_path: Path, does: dict[str, Does]) -> N
 def test_jobs_share_the_units(tmp_path: Path, does: dict[str, Does]) -> None:
     plan = chain()
     parts = [Share(number, 2) for number in (1, 2)]
-    assert sorted(place for share in parts for place in range(4) if share.has(place)) == [0, 1, 2, 3]
+    assert sorted(name for share in parts for name in share.names(plan)) == sorted(plan.works)
     pid = os.fork()
     if pid == 0:
         run(plan, tmp_path, share=parts[0])
@@ -208,6 +211,47 @@ def test_jobs_share_the_units(tmp_path: Path, does: dict[str, Does]) -> None:
     assert {name for name, state in told if state == "done"} == {"b", "alone"}
     assert sorted(order(tmp_path)) == ["a", "alone", "b", "c"]
     assert not made.errors
+
+
+@pytest.mark.parametrize(("known", "given"), [(None, "1"), ("4,5,6", "5"), ("GPU-a,GPU-b", "GPU-b")])
+def test_each_unit_has_a_gpu_of_those_that_there_are(
+    known: str | None, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3 if known is None else len(known.split(",")))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "" if known is None else known)
+    if known is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    runner._share_machine(2, 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == given
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    runner._share_machine(1, 0)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"  # one at a time has all of them
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_unit_begins_only_while_its_parent_lives(*, is_alive: bool) -> None:
+    parent, pid = os.getpid(), os.fork()
+    if pid == 0:
+        runner._die_with(parent if is_alive else parent + 1)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (7 if is_alive else 1)
+
+
+def test_the_rest_is_that_of_this_job_and_without_what_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = chain()
+    told = Progress(plan, dict.fromkeys(plan.works, Cost(100.0, 0.0)), 1, {}, Share(1, 2).names(plan))
+    assert told.left() == 200
+    told("c", "skipped", 0.0)
+    assert "skipped" in capsys.readouterr().out
+    assert told.left() == 100
+    assert Progress(plan, dict.fromkeys(plan.works, Cost(100.0, 0.0)), 2, {"a": 50.0}).left() == 75
+
+
+def test_what_is_skipped_is_told(tmp_path: Path, does: dict[str, Does]) -> None:
+    does["a"] = crashes
+    _, told = run(chain(), tmp_path)
+    assert ("b", "skipped") in told
+    assert ("c", "skipped") in told
 
 
 def test_a_failure_in_another_job_is_heard_of(tmp_path: Path, does: dict[str, Does]) -> None:
