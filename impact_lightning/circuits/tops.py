@@ -27,7 +27,7 @@ from impact_lightning.types import UserError
 FILE = "tops.json"
 SCHEMA = 1
 SHOWN = 8  # images of each node
-NUMBERS = 1 << 20  # in the maps of one circuit: in a larger one only the first images of each node have maps
+NUMBERS = 1 << 19  # in the maps of one circuit: in a larger one only the first images of each node have maps
 BATCH = 32  # images of one forward, which holds every node of every token
 DIGITS = 4  # of the numbers in a map, counted from the largest of the node
 

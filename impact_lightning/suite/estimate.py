@@ -189,7 +189,7 @@ def _circuits(work: Work, options: Config, scale: Scale) -> Cost:
     tasks, seeds = len(data.get("tasks") or range(scale.classes)), len(options.get("seeds") or [0])
     circuits = len(work.models) * tasks * (seeds + 2)  # two controls
     if work.verb == "test":
-        return _priced(circuits * 2 * data.get("report_images", 128) * CHECKS, scale, circuits * 1e6)
+        return _priced(circuits * 2 * data.get("report_images", 128) * CHECKS, scale, circuits * 4e6)
     batch = options.get("learning", {}).get("batch", 16)
     return _priced(TRAINING * circuits * batch * _steps(work, 1), scale, circuits * 12 * 11 * scale.width * BYTES)
 

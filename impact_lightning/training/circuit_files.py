@@ -24,7 +24,7 @@ from impact_lightning.data.thumbnail_file import foremost, write_thumbnails
 from impact_lightning.files import atomic_write
 from impact_lightning.training.rehearsal import is_rehearsal
 
-EDGES = 30_000  # in a graph: of a larger circuit the heaviest ones, for more are no reading matter
+EDGES = 10_000  # in a graph: of a larger circuit the heaviest ones, for more are no reading matter
 
 
 class CircuitFiles(Callback):
