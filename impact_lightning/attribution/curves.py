@@ -48,7 +48,7 @@ class CurveEngine:
 
     Args:
         model: Turns normalised images `(B, C, h, w)` into logits `(B, C)`. Of a vision transformer of timm, patches are
-            exchanged after they are embedded.
+            exchanged after they are embedded, unless a convolutional stem mixes them.
         pixels: How its images were normalised; by default what timm keeps with the model.
         batch_size: Images of one forward.
     """
@@ -212,7 +212,7 @@ class Subject:
         engine, from_tokens = self.engine, self.engine.from_tokens
         if isinstance(substrate, Drop):
             if from_tokens is None or not in_patches:
-                raise UserError("only patches of a vision transformer of timm can be dropped")
+                raise UserError("only patches that a vision transformer of timm embeds one by one can be dropped")
             if not from_tokens.reads_prefix and bool(removed.flatten(1).all(1).any()):
                 raise UserError("nothing is left to pool of an image whose patches are all dropped")
             return from_tokens.logits(self._embedded(None).without(images, removed.flatten(1)))

@@ -16,6 +16,7 @@ from impact_lightning.results import Interval, Null
 DRAWS = 1000
 AT_ONCE = 2**22  # counts of draws, or numbers of images, that are in memory as float64
 BASELINE = "random"  # the method that all others are compared with
+ABOVE_RANDOM = "_above_random"  # behind a measure: by how much it is above that of random maps
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _numbers(scores: Mapping[Key, Scores], means: Means) -> Iterator[Numbers]:
             null = Null(0.0, "maps in an order of their own")
         yield Numbers(measure, method, values, null, n)
         if by_chance is not None and not measure.startswith("likeness"):
-            yield Numbers(f"{measure}_above_random", method, values - by_chance, Null(0.0, "random maps"), n)
+            yield Numbers(measure + ABOVE_RANDOM, method, values - by_chance, Null(0.0, "random maps"), n)
         with_model = table.get((method, measure.removeprefix(RANDOMISED)))
         if measure.startswith(RANDOMISED) and with_model is not None:
             what = f"{measure.removeprefix(RANDOMISED)}_due_to_the_model"
@@ -132,4 +133,4 @@ def _differences(ours: Mapping[Key, Scores], theirs: Mapping[Key, Scores], means
         if measure.startswith("likeness"):  # of two maps: random ones are no null of it
             continue
         beyond = Null(0.0, "no difference beyond that of random maps")
-        yield Numbers(f"{measure}_above_random", method, values - by_chance, beyond, n)
+        yield Numbers(measure + ABOVE_RANDOM, method, values - by_chance, beyond, n)

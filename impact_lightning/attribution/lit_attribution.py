@@ -11,14 +11,15 @@ from rich.table import Table
 
 from impact_lightning.attribution.attention_maps import RawAttention, Rollout
 from impact_lightning.attribution.baselines import Centre, Random
-from impact_lightning.attribution.findings import BASELINE, Finding, differences, findings
+from impact_lightning.attribution.findings import ABOVE_RANDOM, BASELINE, Finding, differences, findings
 from impact_lightning.attribution.grad_cam import GradCAM
 from impact_lightning.attribution.gradients import GradientTimesInput, IntegratedGradients, SmoothGrad
 from impact_lightning.attribution.legrad import LeGrad
 from impact_lightning.attribution.masking import RISE, Occlusion
+from impact_lightning.attribution.measures import version_of
 from impact_lightning.attribution.method import Method
 from impact_lightning.attribution.protocols import Chefer, CurveProtocol, Groups, Patch, Rise, Road
-from impact_lightning.attribution.study import Study
+from impact_lightning.attribution.study import SENSITIVITY, Study
 from impact_lightning.attribution.substrates import Pixels
 from impact_lightning.attribution.tables import method_table
 from impact_lightning.attribution.transformer_attribution import TransformerAttribution
@@ -186,7 +187,7 @@ class LitAttribution(Measuring):
             for one in own:
                 yield Record(
                     measure=one.measure,
-                    version=1,
+                    version=version_of(one.measure),
                     value=one.value,
                     n=one.n,
                     seed=self.seed,
@@ -213,10 +214,16 @@ class LitAttribution(Measuring):
             "explained": "label" if self.explain_label else "prediction",
             "methods": {name: {"name": type(one).__name__, **asdict(one)} for name, one in methods.items()},
             "curves": dict(curves),
-            "sanity_images": self.sanity_images,
+            **self._checks(measure.removesuffix(ABOVE_RANDOM)),
             "randomised": "each parameter normal with its mean and deviation, zeros stay",
             "precision": str(self.trainer.precision),
         }
+
+    def _checks(self, measure: str) -> dict[str, Constant]:
+        """Return the constants of what is measured on the images of sanity checks alone."""
+        if measure in SENSITIVITY:
+            return {"sanity_images": self.sanity_images, "sensitivity": SENSITIVITY[measure]}
+        return {"sanity_images": self.sanity_images} if measure.startswith("likeness") else {}
 
     def tables(self) -> list[Table]:
         """Return what a terminal shows: a row for each method, of every model."""

@@ -54,6 +54,20 @@ CURVE_MEASURES: Mapping[str, tuple[CurveMeasure, ...]] = {
     ),
     "groups": (CurveMeasure("saco", saco, ("groups",)),),
 }
+VERSIONS: Mapping[str, int] = {  # of definitions that have changed; the first is 1
+    "groups_saco": 2,  # the relevance of a group is a mean
+    "rise_insertion_auc_normalised": 2,  # undefined without a margin between blur and image
+}
+
+
+def version_of(measure: str) -> int:
+    """Return the version of a measure, also where it is of randomised models or above random maps.
+
+    Example:
+        >>> version_of("groups_saco_above_random"), version_of("map_sparseness")
+        (2, 1)
+    """
+    return next((version for name, version in VERSIONS.items() if name in measure), 1)
 
 
 def of_curves(protocol: CurveProtocol, curves: Mapping[str, Curves]) -> dict[str, Tensor]:

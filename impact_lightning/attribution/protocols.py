@@ -118,10 +118,12 @@ class Patch(CurveProtocol):
     area: ClassVar[Area] = "trapezoid"
 
     def __post_init__(self) -> None:
-        """Refuse steps that do not move, and imputation of everything."""
+        """Refuse steps that do not move, imputation of everything, and dropped patches beside filled ones."""
         _check_step("step", self.step)
         if isinstance(self.substrate, Imputed) or isinstance(self.start, Imputed):
             raise UserError("patch removes whole images, which no neighbour can impute: use the protocol road")
+        if self.start is not None and isinstance(self.substrate, Drop) != isinstance(self.start, Drop):
+            raise UserError("patch drops patches in all of its curves or in none: Drop is both substrate and start")
 
     def runs(self, n: int) -> dict[str, Run]:
         """Return the curves `morf`, `lerf`, `random` and `insertion`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from impact_lightning.metrics.sensitivity_n import sensitivity_n
 
 STEPS = 3  # into which the blocks are cut
-HEADS = ("head", "head_dist", "norm", "fc_norm")  # what reads the last block
+HEADS = ("head", "head_dist", "norm", "fc_norm", "attn_pool")  # what reads the last block
 
 
 @torch.inference_mode(mode=False)

@@ -15,8 +15,9 @@ from impact_lightning.attribution.measures import of_curves, of_maps, of_masks
 from impact_lightning.attribution.method import Method, grid_size, on_grid, refuse_non_finite
 from impact_lightning.attribution.protocols import CurveProtocol
 from impact_lightning.attribution.randomisation import cascade, randomised, rank_correlation
+from impact_lightning.attribution.scores import Score
 from impact_lightning.attribution.sensitivity import drops, noisy_maps, random_squares, random_subsets
-from impact_lightning.attribution.substrates import Pixels
+from impact_lightning.attribution.substrates import Pixels, ZeroNorm
 from impact_lightning.backbones import capture
 from impact_lightning.metrics.curves import Curves
 from impact_lightning.metrics.infidelity import infidelity
@@ -30,6 +31,15 @@ Key = tuple[str, str]  # method, measure
 CurveKey = tuple[str, str, str]  # method, protocol, curve
 Maps = dict[str, Tensor]  # by method, (B, gh, gw)
 SHARE, REMOVALS, NOISY = 0.25, 32, 4  # of the patches in a random subset; subsets, and noisy copies, of each image
+RADIUS = 0.02  # of the noise
+SUBSTRATE = ZeroNorm()  # what takes the place of random removals
+SCORE: Score = "probability"  # what they cost
+_REMOVED: dict[str, Constant] = {"removals": REMOVALS, "substrate": {"name": type(SUBSTRATE).__name__}, "score": SCORE}
+SENSITIVITY: Mapping[str, dict[str, Constant]] = {  # what each of these measures is made under
+    "sensitivity_n": {"share": SHARE, "correlation": "pearson", **_REMOVED},
+    "infidelity": {"squares": "a quarter of the shorter side, 1 patch at least", "optimal_scale": True, **_REMOVED},
+    "max_sensitivity": {"copies": NOISY, "radius": RADIUS},
+}
 RANDOMISED = "randomised_"  # before a measure: of maps of the model with every parameter drawn anew
 
 
@@ -173,10 +183,13 @@ class Study:
         subsets = random_subsets(rows, grid, share=SHARE, n=REMOVALS, seed=self.seed)
         squares = random_squares(rows, grid, side=max(1, min(grid) // 4), n=REMOVALS, seed=self.seed)
         for name, maps in found.items():
-            in_subsets, in_squares = (drops(subject, maps, removed) for removed in (subsets, squares))
-            noisy = noisy_maps(partial(self._map, name, targets), images, rows, n=NOISY, seed=self.seed)
+            in_subsets, in_squares = (
+                drops(subject, maps, removed, substrate=SUBSTRATE, score=SCORE) for removed in (subsets, squares)
+            )
+            method = partial(self._map, name, targets)
+            noisy = noisy_maps(method, images, rows, radius=RADIUS, n=NOISY, seed=self.seed)
             scores = {
-                "sensitivity_n": sensitivity_n(*in_subsets),
+                "sensitivity_n": sensitivity_n(*in_subsets, kind="pearson"),
                 "infidelity": infidelity(*in_squares, optimal_scale=True),
                 "max_sensitivity": max_sensitivity(maps, noisy),
             }

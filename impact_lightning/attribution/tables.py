@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
-from impact_lightning.attribution.findings import Finding
+from impact_lightning.attribution.findings import ABOVE_RANDOM, Finding
 
 
 class Column(NamedTuple):
@@ -87,7 +87,7 @@ def _cell(known: dict[tuple[str, str], Finding], method: str, column: Column) ->
     one = known.get((method, column.measure))
     if one is None:
         return ""
-    ahead = known.get((method, f"{column.measure}_above_random"))
+    ahead = known.get((method, column.measure + ABOVE_RANDOM))
     is_better = False
     if ahead is not None and ahead.interval is not None:
         is_better = {1: ahead.interval.low > 0, 0: False, -1: ahead.interval.high < 0}[column.better]

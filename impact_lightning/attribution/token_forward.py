@@ -1,16 +1,19 @@
 """A vision transformer's forward from tokens: patches are exchanged after they are embedded, and nothing is done twice.
 
-Everything before the first attention works on each token alone. Tokens of two images are embedded once, with their
-queries, keys and values, and mixed as often as wanted. Where the head reads prefix tokens alone, the last block need
-not write the others. Both change nothing but the rounding.
+Everything before the first attention works on each patch alone; a convolutional stem, which mixes them, is refused.
+Tokens of two images are embedded once, with their queries, keys and values, and mixed as often as wanted. Where the
+head reads prefix tokens alone, the last block need not write the others. Both change nothing but the rounding.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from impact_lightning.types import UserError
 
 
 class Tokens(NamedTuple):
@@ -51,6 +54,8 @@ class TokenForward:
     """
 
     def __init__(self, model: VisionTransformer) -> None:
+        if not isinstance(model.patch_embed, PatchEmbed):
+            raise UserError(f"patch_embed is a {type(model.patch_embed).__name__}: it may mix patches")
         self.model = model
         self.blocks: list[Any] = list(model.blocks)
         self.n_prefix: int = model.num_prefix_tokens

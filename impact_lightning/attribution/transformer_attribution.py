@@ -41,7 +41,10 @@ class TransformerAttribution(Method):
 
         M_l = mean_heads max(0, dA_l * R_A_l),    r (I + M_L) ... (I + M_start)
 
-    with r the pooling's own weights of tokens. Sum of relevance is 1 at every block; the map is not normalised.
+    with r the pooling's own weights of tokens; the map is not normalised. By the published rules (`chefer`) propagated
+    relevance has the sum 1 at every block, except for what is lost: z+ drops that of an output to which all inputs
+    contribute negatively, and the mean of tokens that of a channel in which all of them are negative. Those of
+    `impact_reported` do not keep the sum.
 
     Args:
         relevance: What is weighted: relevance propagated down from the logit (`lrp`), or the attention probabilities

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from impact_lightning.metrics.curves import Curves, check_pair
-from impact_lightning.metrics.ratio import ratio
 from impact_lightning.types import UserError
+
+MARGIN = 0.01  # by which an image must score above where insertion starts
 
 
 def area(curves: Curves) -> Tensor:
@@ -45,12 +46,15 @@ def chefer_area(values: Tensor) -> Tensor:
 
 
 def normalised_area(insertion: Curves) -> Tensor:
-    """Return the area of insertion, 0 being where it starts and 1 the image itself `(B,)`; nan where they are equal.
+    """Return the area of insertion, 0 being where it starts and 1 the image itself `(B,)`.
 
-    A model that stays confident under its start, such as a blur, has little left to insert.
+    A model that stays confident under its start, such as a blur, has little left to insert: nan where the image is not
+    above its start by more than 0.01, of probability or of logits. A smaller range would multiply what happens on the
+    way by more than a hundred, so that few images make the mean, and a negative one would turn its sign.
     """
     start = insertion.values[:, :1]
-    return area(insertion._replace(values=ratio(insertion.values - start, insertion.clean[:, None] - start)))
+    gain = insertion.clean[:, None] - start
+    return area(insertion._replace(values=((insertion.values - start) / gain).where(gain > MARGIN, torch.nan)))
 
 
 def start(insertion: Curves) -> Tensor:

@@ -9,7 +9,7 @@ from impact_lightning.types import UserError
 def artifact_mass(maps: Tensor, norms: Tensor, *, factor: float = 3.0) -> Tensor:
     """Return the share of positive relevance on patches with outlying norms, float64 `(B,)`; nan without any relevance.
 
-    Beside it belongs `artifact_share`, what a map that says nothing would have.
+    A map that says nothing has `artifact_share`, which is where random maps come to as well.
 
     Args:
         maps: Relevance of patches `(B, h, w)`.

@@ -37,12 +37,15 @@ class BootstrapSums(Metric):
     full_state_update = False
 
     sums: Tensor
+    unlike: Tensor
 
     def __init__(self, width: int, *, draws: int = 200, seed: int = 0) -> None:
         super().__init__()
         self.draws = draws
         self.seed = seed
         self.add_state("sums", torch.zeros(1 + draws, width, dtype=torch.float64), dist_reduce_fx="sum")
+        # a MetricCollection merges metrics whose states are equal after a batch, whatever they read: nan equals nothing
+        self.add_state("unlike", torch.tensor(torch.nan), dist_reduce_fx="sum")
 
     def update(self, quantities: Tensor, images: Tensor) -> None:
         """Add quantities `(B, S)` of images with these numbers `(B,)`."""

@@ -116,6 +116,22 @@ def test_patches_exchanged_as_tokens_are_patches_exchanged_as_pixels(variant: st
         torch.testing.assert_close(mine[name].values, theirs[name].values, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("protocol", [Patch(1, start=BlurRise()), Groups(4, resolution="patches")])
+def test_patches_that_a_convolutional_stem_mixes_are_exchanged_as_pixels(protocol: CurveProtocol) -> None:
+    model = vit("vit_tiny_r_s16_p8_224", img_size=64, patch_size=8)
+    images, maps = pictures(size=64), relevance(side=2)
+    known, unknown = subject(model, images=images), subject(lambda images: model(images), images=images)
+    assert known.engine.from_tokens is None
+    mine, theirs = known.curves(maps, protocol), unknown.curves(maps, protocol)
+    for name in mine:
+        torch.testing.assert_close(mine[name].values, theirs[name].values, rtol=0, atol=1e-12)
+        assert mine[name].values.std() > 1e-3
+    with pytest.raises(UserError, match="embeds one by one can be dropped"):
+        known.curves(maps, Patch(substrate=Drop()))
+    with pytest.raises(UserError, match="HybridEmbed"):
+        TokenForward(model)
+
+
 def test_a_hook_on_what_would_be_left_out_is_called() -> None:
     model: Any = vit()
     seen: list[tuple[int, ...]] = []

@@ -120,13 +120,28 @@ def test_records_carry_their_protocol(records: Records) -> None:
     curves: Any = protocol["curves"]
     assert curves.keys() == {"rise/insertion", "rise/deletion"}
     assert curves["rise/insertion"]["substrate"]["name"] == "BlurRise"
-    assert (protocol["explained"], protocol["sanity_images"], protocol["split"]) == ("prediction", 3, "test")
+    assert (protocol["explained"], protocol["split"]) == ("prediction", "test")
+    insertion = records["a/rise", "rise_insertion_auc"]
+    assert (insertion.version, records["a/rise", "groups_saco_above_random"].version) == (1, 2)
+
+
+def test_what_is_checked_on_some_images_says_how(records: Records) -> None:
+    for (_, measure), record in records.items():
+        is_checked = measure.startswith(("likeness", *SENSITIVITY))
+        assert record.protocol.get("sanity_images") == (3 if is_checked else None), measure
+        assert ("sensitivity" in record.protocol) == measure.startswith(SENSITIVITY), measure
+    removed = {"removals": 32, "substrate": {"name": "ZeroNorm"}, "score": "probability"}
+    for end in ("", "_above_random"):
+        of: Any = {name: records["a/rise", name + end].protocol["sensitivity"] for name in SENSITIVITY}
+        assert of["sensitivity_n"] == {"share": 0.25, "correlation": "pearson", **removed}
+        assert of["infidelity"] == {"squares": of["infidelity"]["squares"], "optimal_scale": True, **removed}
+        assert of["max_sensitivity"] == {"copies": 4, "radius": 0.02}
 
 
 def test_numbers_of_a_method_compare_whatever_else_was_measured(
     weights: Path, cheap: Path, tmp_path: Path, without_pictures: None
 ) -> None:
-    words = ("--model.methods={raw: RawAttention}", "--model.protocols=[Patch, Groups]", *FEW)
+    words = ("--model.methods={raw: RawAttention}", "--model.protocols=[Patch, Groups]", "--model.sanity_images=0")
     found, key = measured(tmp_path, weights / "a.safetensors", *words), ("tiny/raw", "patch_morf_auc")
     assert found[key].difference(records_of(cheap)[key]) == number(0.0)
 

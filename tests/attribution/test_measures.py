@@ -32,7 +32,7 @@ def found(protocol: CurveProtocol, **curves: list[float]) -> dict[str, float]:
 
 @each_protocol
 def test_the_engine_draws_every_curve_that_is_measured(protocol: CurveProtocol) -> None:
-    images, labels = pictures(), torch.tensor([0, 1, 4])
+    images, labels = pictures(seed=9), torch.tensor([0, 1, 4])  # the blur costs each of them something
     curves = CurveEngine(vit()).subject(images, torch.arange(3), labels=labels).curves(relevance(), protocol)
     numbers = of_curves(protocol, curves)
     assert numbers.keys() == {f"{protocol.name}_{one.name}" for one in CURVE_MEASURES[protocol.name]}
@@ -87,7 +87,20 @@ def test_road() -> None:
 
 def test_groups() -> None:
     own = curve(Groups(), "groups", [0.4, 0.8, 0.6], mass=[3.0, 2.0, 1.0])  # drops of 0.5, 0.1 and 0.3
+    own = own._replace(fractions=torch.full((3,), 1 / 3))
     assert of_curves(Groups(), {"groups": own})["groups_saco"].item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("protocol", [Groups(3), Groups(3, resolution="patches")])
+def test_groups_of_a_constant_map_and_of_one_with_an_offset(protocol: CurveProtocol) -> None:
+    subject = CurveEngine(vit()).subject(pictures(), torch.arange(3))
+    maps = (8 * relevance()).round() / 8  # such that float32 holds them with the offset as well
+
+    def saco(maps: torch.Tensor) -> torch.Tensor:
+        return of_curves(protocol, subject.curves(maps, protocol))["groups_saco"]
+
+    torch.testing.assert_close(saco(maps + 4), saco(maps), rtol=0, atol=1e-9)
+    assert saco(torch.full((3, 4, 4), 0.1)).isnan().all()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from impact_lightning.attribution.curves import CurveEngine
 from impact_lightning.attribution.protocols import Chefer, CurveProtocol, Groups, Patch, Rise, Road
 from impact_lightning.attribution.road import Imputed
-from impact_lightning.attribution.substrates import Black, BlurGauss, BlurRise, Mean, Pixels, ZeroNorm
+from impact_lightning.attribution.substrates import Black, BlurGauss, BlurRise, Drop, Mean, Pixels, ZeroNorm
 from impact_lightning.metrics.area import area, area_between
 from impact_lightning.metrics.curves import Curves
 from impact_lightning.types import UserError
@@ -105,5 +105,9 @@ def test_refuses_settings_without_a_meaning() -> None:
     for make in (lambda: Rise(0), lambda: Patch(0), lambda: Groups(1), lambda: Patch(substrate=Imputed())):
         with pytest.raises(UserError):
             make()
+    for substrate, start in ((Drop(), BlurRise()), (Mean(), Drop()), (ZeroNorm(), Drop())):
+        with pytest.raises(UserError, match="Drop is both substrate and start"):
+            Patch(substrate=substrate, start=start)
+    assert Patch(substrate=Drop()).runs(4) == Patch(substrate=Drop(), start=Drop()).runs(4)
     with pytest.raises(UserError, match="too many"):
         drawn(Groups(17, resolution="patches"))

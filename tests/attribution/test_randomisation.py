@@ -81,12 +81,15 @@ def test_a_randomised_model_is_a_copy() -> None:
 # ----------------------------------------------------------------------------------------------------------- cascade
 
 
-@pytest.mark.parametrize(("depth", "lows"), [(4, [2, 1, 0]), (3, [2, 1, 0]), (2, [1, 0]), (1, [0])])
-def test_each_stage_differs_in_the_parts_that_it_names(depth: int, lows: list[int]) -> None:
-    model, untouched = vit(depth=depth, global_pool="avg", class_token=False), vit(depth=depth)
-    untouched = vit(depth=depth, global_pool="avg", class_token=False)
-    head = {name for name, _ in model.named_parameters() if name.split(".")[0] in ("head", "norm", "fc_norm")}
-    assert len(head) == 4
+@pytest.mark.parametrize(
+    ("depth", "pool", "lows"),
+    [(4, "avg", [2, 1, 0]), (3, "avg", [2, 1, 0]), (2, "avg", [1, 0]), (1, "avg", [0]), (2, "map", [1, 0])],
+)
+def test_each_stage_differs_in_the_parts_that_it_names(depth: int, pool: str, lows: list[int]) -> None:
+    model, untouched = (vit(depth=depth, global_pool=pool, class_token=False) for _ in range(2))
+    below = ("blocks.", "patch_embed.", "pos_embed")
+    head = {name for name, _ in model.named_parameters() if not name.startswith(below)}
+    assert len(head) == {"avg": 4, "map": 4 + 13}[pool]  # map: q, kv, proj, fc1 and fc2, a norm and the latent
     stages = []
     for name, copied in cascade(model, 0):
         stages.append(name)

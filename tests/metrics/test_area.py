@@ -24,7 +24,11 @@ def curve(
 ) -> Curves:
     y = torch.tensor(values, dtype=torch.float64)
     n, points = y.shape
-    x = torch.linspace(0, 1, points, dtype=torch.float64) if fractions is None else torch.tensor(fractions).double()
+    x = (
+        torch.linspace(0, 1, points, dtype=torch.float64)
+        if fractions is None
+        else torch.tensor(fractions, dtype=torch.float64)
+    )
     counts = torch.zeros(n, dtype=torch.long)
     return Curves(
         values=y,
@@ -76,6 +80,14 @@ def test_a_normalised_insertion_goes_from_its_start_to_the_image() -> None:
     assert normalised_area(curve([[0.8, 0.8]], "trapezoid", clean=0.8)).isnan().all()
 
 
+@pytest.mark.parametrize(
+    ("start", "is_defined"), [(0.8, False), (0.795, False), (0.805, False), (0.9, False), (0.78, True)]
+)
+def test_an_insertion_that_starts_hardly_lower_than_the_image_is_not_normalised(start: float, is_defined: bool) -> None:
+    found = normalised_area(curve([[start, 0.2, 0.8]], "trapezoid", clean=0.8))
+    assert found.isfinite().item() is is_defined
+
+
 def test_the_mean_drop_leaves_the_start_out() -> None:
     assert mean_drop(curve([[0.9, 0.5, 0.1]], "trapezoid", clean=0.9)).item() == pytest.approx(0.6)
 
@@ -114,7 +126,7 @@ def test_metrics_can_be_copied_collected_and_plotted() -> None:
         "lerf": curve([[1.0, 1.0]] * 2, "trapezoid", name="lerf"),
     }
     metrics = {"morf": CurveScore(area, "morf"), "between": CurveScore(area_between, "morf", "lerf")}
-    collection = MetricCollection(dict(metrics), compute_groups=False)
+    collection = MetricCollection(dict(metrics))
     collection.update(both)
     copy = pickle.loads(pickle.dumps(collection))
     assert copy.compute()["morf"].mean.item() == pytest.approx(0.625)
@@ -128,6 +140,41 @@ def test_metrics_can_be_copied_collected_and_plotted() -> None:
     copy["morf"].plot(ax=axes)
     assert axes.has_data()
     plt.close(figure)
+
+
+def of_a_batch(first: int, accuracy: float) -> dict[str, Curves]:
+    """Return curves of two images, on which the model is right for half of the way with this probability."""
+    return {
+        "positive": curve([[accuracy, 0.0]] * 2, "trapezoid", name="positive", first=first),
+        "negative": curve([[accuracy, accuracy]] * 2, "trapezoid", name="negative", first=first),
+    }
+
+
+def test_metrics_in_a_collection_keep_their_own_numbers_after_a_batch_that_is_all_zero() -> None:
+    batches = [of_a_batch(0, 0.0), of_a_batch(2, 1.0)]
+
+    def metrics() -> dict[str, CurveScore]:
+        return {
+            "positive": CurveScore(area, "positive"),
+            "negative": CurveScore(area, "negative"),
+            "twice": CurveScore(lambda curves: 2 * area(curves), "negative"),
+            "drawn": CurveScore(area, "positive", seed=1),
+        }
+
+    collection, alone = MetricCollection(dict(metrics())), metrics()
+    for batch in batches:
+        collection.update(batch)
+        for metric in alone.values():
+            metric.update(batch)
+    found = collection.compute()
+    assert {name: value.mean.item() for name, value in found.items()} == pytest.approx(
+        {"positive": 0.25, "negative": 0.5, "twice": 1.0, "drawn": 0.25}
+    )
+    for name, metric in alone.items():
+        assert found[name] == metric.compute()
+    collection.reset()
+    collection.update(batches[1])
+    assert collection.compute()["negative"].mean.item() == pytest.approx(1.0)
 
 
 def test_curves_of_other_images_are_refused() -> None:

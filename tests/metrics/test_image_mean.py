@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from impact_lightning.metrics.image_mean import ImageMean, MeanOverImages
 from tests.distributed import run_distributed
@@ -48,6 +49,15 @@ def of_rank(rank: int) -> list[float]:
 
 def test_two_uneven_ranks_equal_one_to_the_last_bit() -> None:
     assert run_distributed(of_rank) == [numbers(found(torch.arange(N)))] * 2
+
+
+def test_two_seeds_in_a_collection_are_two_metrics_though_they_begin_alike() -> None:
+    collection = MetricCollection({"one": ImageMean(seed=0), "other": ImageMean(seed=1000)})
+    collection.update(torch.full((2,), torch.nan), torch.arange(N, N + 2))  # no seed draws anything of these
+    collection.update(scores(), torch.arange(N))
+    result = collection.compute()
+    assert numbers(result["one"])[:3] == numbers(found(torch.arange(N)))[:3]
+    assert numbers(result["other"])[1:3] != numbers(result["one"])[1:3]
 
 
 def test_the_interval_has_the_width_of_a_normal_approximation() -> None:
