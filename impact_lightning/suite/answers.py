@@ -396,7 +396,7 @@ def _words(level: str, model: Model, answer: Answer, effects: Sequence[Effect]) 
         n_same = sum(effect.judgement == "same" for effect in effects)
         told = f"none of {len(effects)} differences is sure"
         if n_same:
-            told = f"{n_same} of {len(effects)} differences are within the margin, the others may be or not"
+            told = f"{n_same} of {len(effects)} differences are within the margin, of the others none is sure"
     if answer == "same":
         told = f"all of {len(effects)} differences are within the margin"
     return f"{said}: {told}." if told else f"{said}."
