@@ -11,7 +11,7 @@ from torch import Tensor
 from impact_lightning.data.scenes import SceneData
 from impact_lightning.results import Record
 from impact_lightning.sae.features import Features, read_features
-from impact_lightning.suite.answers import METHOD
+from impact_lightning.suite.effects import METHOD
 from impact_lightning.suite.outcome import Entry, Planted, Unit
 from impact_lightning.types import UserError
 

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from impact_lightning.results import Interval, Null, Record
-from impact_lightning.suite.answers import Headline, excess, holm, judged, paired, verdict, verdicts
+from impact_lightning.suite.answers import holm, judged, verdict, verdicts
+from impact_lightning.suite.effects import Headline, excess, paired
 from impact_lightning.suite.outcome import Effect, Entry, Model, Verdict
 
 DENSE = Model("dense", "dense", "trained", 0, "dense", 0.0, "w", 0.9)
